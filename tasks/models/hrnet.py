@@ -11,11 +11,12 @@ overriding that, the forward pass, the initialisation and the head leaves little
 
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from timm.models import load_state_dict as read_checkpoint
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
@@ -61,6 +62,9 @@ def hrnetv2(name: str, num_classes: int, in_channels: int = 3) -> "HRNetV2":
 
 class HRNetV2(nn.Module):
     """Four branches at strides 4, 8, 16 and 32, joined at stride 4 and classified per pixel.
+
+    Upsampling is bilinear with ``align_corners=False``, the default the cited code relied on; its
+    later branches, with OCR, train with ``True``.
 
     Initialised as in the cited code: convolution weights are normal with standard deviation 0.001,
     norm layers start at weight 1 and bias 0, and the biases of the head's two convolutions (no
@@ -166,8 +170,9 @@ class LoadedKeys(NamedTuple):
     """What `load_imagenet_weights` did, as lists of state-dict keys."""
 
     used: list[str]  # copied from the file
-    missing: list[str]  # of the model, not in the file and left as they were: the head
-    unused: list[str]  # of the file, not in the model: the classifier
+    # Of the model and left as they were: the head; with old files, norm layers' batch counters.
+    missing: list[str]
+    unused: list[str]  # of the file: the classifier
 
 
 def load_imagenet_weights(model: HRNetV2, path: str | PathLike) -> LoadedKeys:
@@ -178,14 +183,16 @@ def load_imagenet_weights(model: HRNetV2, path: str | PathLike) -> LoadedKeys:
 
     Args:
         model: an HRNetV2, before or after its norm layers were replaced.
-        path: local file, a state dict (``.pth``) or ``.safetensors``.
+        path: local file, ``.safetensors`` or anything `torch.load` reads: a state dict, or a
+            dict with one under ``"state_dict"``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file lacks a weight of the backbone, has one in another shape, or has
-            convolutions in the stages that the model does not: it is of another model.
+        ValueError: the file holds no state dict or that of another model: it lacks a weight of
+            the backbone, has one in another shape, or has stages with more layers. The model is
+            left as it was.
     """
-    in_file = read_checkpoint(str(path))
+    in_file = _read_state_dict(Path(path))
     backbone = {k: v for k, v in model.state_dict().items() if not k.startswith("last_layer.")}
     used = [key for key in backbone if key in in_file]
     parameters = [key for key, _ in model.named_parameters() if key in backbone]
@@ -210,6 +217,19 @@ def load_imagenet_weights(model: HRNetV2, path: str | PathLike) -> LoadedKeys:
         missing=[key for key in model.state_dict() if key not in used],
         unused=[key for key in in_file if key not in used],
     )
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(checkpoint, dict):
+        checkpoint = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds no state dict but a {type(checkpoint).__name__}")
+    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
 
 
 def _resize(x: Tensor, size: torch.Size) -> Tensor:
