@@ -1,0 +1,225 @@
+"""Which norm layers of a model really see a window, for a given input size.
+
+A window that covers the whole feature map makes Local Context Normalization a Group
+Normalization; deep in a network, and at training crops, that is the common case.
+"""
+
+import contextlib
+import html
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .layers import LocalContextNorm
+from .norm_layers import named_norm_layers, norm_kind, num_channels
+from .window import WHOLE_MAP, covers_map
+
+Forward = Callable[[nn.Module, torch.Tensor], Any]
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One norm layer.  ``height`` and ``width`` are None if the forward never reached it.
+
+    ``window`` is ``(p, q)``, ``"all"``, or None for a layer without one.  A layer that is called
+    several times is described at the largest map it was given.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    height: int | None
+    width: int | None
+    window: tuple[int, int] | str | None
+    windowed: bool
+
+
+class Audit(Sequence[AuditRow]):
+    """The rows of :func:`audit`; printing it gives the whole table."""
+
+    def __init__(self, rows: Sequence[AuditRow], input_shape: tuple[int, ...]) -> None:
+        self.rows = tuple(rows)
+        self.input_shape = input_shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[AuditRow]:
+        return iter(self.rows)
+
+    @property
+    def windowed_count(self) -> int:
+        """How many norm layers normalize over less than their whole feature map."""
+        return sum(row.windowed for row in self.rows)
+
+    def __str__(self) -> str:
+        return "\n".join([_text_table(_HEADER, map(_cells, self.rows)), self._last_line()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{title}</th>" for title in _HEADER)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
+            for row in self.rows
+        )
+        return f"<table><tr>{head}</tr>{body}</table><p>{self._last_line()}</p>"
+
+    def summary(self) -> str:
+        """A line per size of feature map: how many norm layers it has, how many are windowed."""
+        sizes: dict[tuple[int | None, int | None], list[AuditRow]] = {}
+        for row in self.rows:
+            sizes.setdefault((row.height, row.width), []).append(row)
+        # Largest map first; layers that were not reached come last.
+        ordered = sorted(sizes.items(), key=lambda item: -(item[0][0] or 0) * (item[0][1] or 0))
+        lines = (
+            [_size(*size), str(len(rows)), str(sum(row.windowed for row in rows))]
+            for size, rows in ordered
+        )
+        return "\n".join(
+            [_text_table(("feature map", "norm layers", "windowed"), lines), self._last_line()]
+        )
+
+    def _last_line(self) -> str:
+        return f"windowed: {self.windowed_count} of {len(self)} norm layers"
+
+
+def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | None = None) -> Audit:
+    """One row per norm layer: its feature map, its window, and whether the window is smaller.
+
+    The model runs once, in eval mode, on fake tensors: nothing is computed, so any input size
+    will do, and parameters, buffers and training mode stay as they are.
+
+    Args:
+        model: any module; on any device, the meta device included.
+        input_shape: ``(N, C, H, W)`` or ``(C, H, W)``.
+        forward: how to call the model on the fake input, if not as ``model(x)``.
+
+    Raises:
+        ValueError: if ``input_shape`` is not such a shape, or the model fails before its first
+            norm layer.  If it fails later (detection models choose boxes by their values, which
+            fake tensors do not have), the layers not reached are listed in a warning.
+    """
+    shape = _checked_shape(input_shape)
+    sizes = measure_feature_maps(model, shape, forward)
+    return Audit([_row(name, layer, sizes) for name, layer in named_norm_layers(model)], shape)
+
+
+def measure_feature_maps(
+    model: nn.Module, input_shape: Sequence[int], forward: Forward | None = None
+) -> dict[str, tuple[int, int]]:
+    """Height and width of the largest map each norm layer is given, by layer name."""
+    shape = _checked_shape(input_shape)
+    sizes: dict[str, tuple[int, int]] = {}
+    layers = dict(named_norm_layers(model))
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and args[0].dim() == 4:
+                size = (int(args[0].shape[2]), int(args[0].shape[3]))
+                sizes[name] = max(size, sizes.get(name, size), key=lambda s: s[0] * s[1])
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(record(name)).remove)
+        try:
+            _run_fake(model, shape, forward)
+        except Exception as error:  # what a model's forward may raise is not ours to know
+            if layers and not sizes:
+                raise ValueError(
+                    f"the model does not run on an input of shape {shape}: {error}"
+                ) from error
+            missing = ", ".join(name for name in layers if name not in sizes)
+            first_line = (str(error).splitlines() or [""])[0]
+            warnings.warn(
+                f"the forward on fake tensors stopped ({type(error).__name__}: {first_line}); "
+                f"norm layers not reached: {missing or 'none'}",
+                stacklevel=3,
+            )
+    return sizes
+
+
+def _run_fake(model: nn.Module, shape: tuple[int, ...], forward: Forward | None) -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    device = parameters[0].device if parameters else torch.device("cpu")
+    dtype = parameters[0].dtype if parameters else torch.float32
+    training = {module: module.training for module in model.modules()}
+    called = _Called(model, forward)
+    state = {**dict(called.named_parameters()), **dict(called.named_buffers())}
+    try:
+        model.eval()
+        with mode, torch.no_grad():
+            fakes: dict[str, torch.Tensor] = {
+                name: mode.from_tensor(tensor.detach()) for name, tensor in state.items()
+            }
+            x = torch.empty(shape, device=device, dtype=dtype)
+            torch.func.functional_call(called, fakes, (x,))
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+class _Called(nn.Module):
+    """A model together with the way to call it, for ``functional_call``."""
+
+    def __init__(self, model: nn.Module, forward: Forward | None) -> None:
+        super().__init__()
+        self.model = model
+        self.call = forward or (lambda module, x: module(x))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.call(self.model, x)
+
+
+def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(input_shape)
+    if len(shape) not in (3, 4) or not all(isinstance(n, int) and n >= 1 for n in shape):
+        raise ValueError(f"input_shape must be (N, C, H, W) or (C, H, W), got {input_shape!r}")
+    return shape if len(shape) == 4 else (1, *shape)
+
+
+def _row(name: str, layer: nn.Module, sizes: dict[str, tuple[int, int]]) -> AuditRow:
+    height, width = sizes.get(name, (None, None))
+    window: tuple[int, int] | str | None = None
+    windowed = False
+    if isinstance(layer, LocalContextNorm):
+        whole = layer.window == (WHOLE_MAP, WHOLE_MAP)
+        window = "all" if whole else layer.window
+        if height is not None and width is not None:
+            windowed = not covers_map(layer.rule, layer.window, height, width)
+    return AuditRow(
+        name, norm_kind(layer) or "", num_channels(layer) or 0, height, width, window, windowed
+    )
+
+
+_HEADER = ("name", "kind", "channels", "feature map", "window", "windowed")
+
+
+def _cells(row: AuditRow) -> tuple[str, ...]:
+    window = row.window if isinstance(row.window, str) else _size(*(row.window or (None, None)))
+    size = _size(row.height, row.width, absent="not reached")
+    return row.name, row.kind, str(row.channels), size, window, "yes" if row.windowed else "no"
+
+
+def _size(height: int | None, width: int | None, absent: str = "-") -> str:
+    return absent if height is None else f"{height} x {width}"
+
+
+def _text_table(header: Sequence[str], rows: Any) -> str:
+    lines = [tuple(header), *(tuple(row) for row in rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,142 @@
+"""A norm config, such as ``{"name": "lcn", "c_group": 2, "window": 227}``, -> a layer factory."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .layers import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from .window import window_pair
+
+NormFactory = Callable[[int], nn.Module]
+
+_LCN_LAYERS = {
+    "lcn": LocalContextNorm,
+    "lcn_released": ReleasedLocalContextNorm,
+    "lcn_tiled": TiledLocalContextNorm,
+}
+_LCN_KEYS = ("c_group", "window", "window_unit", "windows", "eps")
+KEYS_OF_NAME: dict[str, tuple[str, ...]] = {
+    "bn": ("eps", "momentum"),
+    "sync_bn": ("eps", "momentum"),
+    "gn": ("groups", "eps"),
+    "in": ("eps",),
+    "ln": ("eps",),
+    **dict.fromkeys(_LCN_LAYERS, _LCN_KEYS),
+}
+WINDOW_UNITS = ("feature", "input")
+
+
+def build_norm(norm: Mapping[str, Any]) -> NormFactory:
+    """A function ``num_channels -> nn.Module`` that makes the layer ``norm`` describes.
+
+    Keys (an absent key or None means the default):
+        name: ``bn``, ``sync_bn``, ``gn``, ``in``, ``ln``, ``lcn``, ``lcn_released``, ``lcn_tiled``.
+        groups: number of groups (``gn``; default 32), or ``"C"`` for one per channel.
+        c_group: channels per group (``lcn*``; default 2), or ``"C"`` for all in one group.
+        window: cells of the feature map (``lcn*``; default 227): int, ``[p, q]`` or ``"all"``.
+        eps: added to the variance; default 1e-5.
+        momentum: of the running statistics (``bn``, ``sync_bn``); default 0.1.
+        window_unit, windows: windows in input pixels, windows by layer name.  They need to know
+            the model: :func:`lcn.convert_norm` takes them, here only ``window_unit: feature`` is
+            possible.
+
+    ``ln`` runs over channels, rows and columns (``nn.GroupNorm`` with one group), ``in`` is
+    ``nn.GroupNorm`` with one group per channel, both with weight and bias.
+
+    Raises:
+        ValueError: for an unknown name or key (naming the nearest valid one), or a value that is
+            not allowed; the factory, for a group count that does not divide ``num_channels``.
+    """
+    options = checked_options(norm)
+    if options.get("windows") or options.get("window_unit", "feature") == "input":
+        raise ValueError(
+            "window_unit: input and windows: {...} need the model's layers; "
+            "use lcn.convert_norm(model, norm, input_shape=...) instead of build_norm"
+        )
+    return factory_from_options(options)
+
+
+def factory_from_options(options: Mapping[str, Any]) -> NormFactory:
+    """The factory for options that :func:`checked_options` returned, whatever the window unit."""
+    name = options["name"]
+    eps = options.get("eps", 1e-5)
+    if name in ("bn", "sync_bn"):
+        layer = nn.BatchNorm2d if name == "bn" else nn.SyncBatchNorm
+        momentum = options.get("momentum", 0.1)
+        return lambda num_channels: layer(num_channels, eps=eps, momentum=momentum)
+    if name in _LCN_LAYERS:
+        lcn_layer, c_group = _LCN_LAYERS[name], options.get("c_group", 2)
+        window = options.get("window", 227)
+
+        def make_lcn(num_channels: int) -> nn.Module:
+            count = _divisor("c_group", c_group, num_channels)
+            return lcn_layer(num_channels, count, window, eps=eps)
+
+        return make_lcn
+    groups = {"ln": 1, "in": "C"}.get(name, options.get("groups", 32))
+
+    def make_group_norm(num_channels: int) -> nn.Module:
+        return nn.GroupNorm(_divisor("groups", groups, num_channels), num_channels, eps=eps)
+
+    return make_group_norm
+
+
+def checked_options(norm: Mapping[str, Any]) -> dict[str, Any]:
+    """``norm`` as a plain dict without its None values, every name, key and value checked."""
+    if not isinstance(norm, Mapping):
+        raise ValueError(f"norm must be a mapping with a key name, got {norm!r}")
+    options = {str(key): norm[key] for key in norm if norm[key] is not None}
+    name = options.get("name")
+    if name not in KEYS_OF_NAME:
+        raise ValueError(f"norm.name {_not_one_of(name, KEYS_OF_NAME)}")
+    every_key = {"name", *(key for keys in KEYS_OF_NAME.values() for key in keys)}
+    for key, value in norm.items():
+        if key not in every_key:
+            raise ValueError(f"norm key {_not_one_of(key, sorted(every_key))}")
+        if key != "name" and key not in KEYS_OF_NAME[name] and value is not None:
+            allowed = ", ".join(KEYS_OF_NAME[name])
+            raise ValueError(f"norm key {key!r} does nothing for {name!r}; it takes {allowed}")
+    for key in ("groups", "c_group"):
+        if key in options:
+            _check_count(key, options[key])
+    if "window" in options:
+        window_pair(options["window"])
+    if options.get("window_unit", "feature") not in WINDOW_UNITS:
+        raise ValueError(f"norm.window_unit {_not_one_of(options['window_unit'], WINDOW_UNITS)}")
+    for key in ("eps", "momentum"):
+        value = options.get(key, 0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            raise ValueError(f"norm.{key} must be a number of at least 0, got {value!r}")
+    if "windows" in options:
+        if not isinstance(options["windows"], Mapping):
+            raise ValueError(
+                f"norm.windows must map name patterns to windows, got {options['windows']!r}"
+            )
+        for window in options["windows"].values():
+            window_pair(window)
+    return options
+
+
+def _divisor(name: str, value: Any, num_channels: int) -> int:
+    """``value`` as a count that divides ``num_channels``; ``"C"`` is ``num_channels`` itself."""
+    count = num_channels if value == "C" else int(value)
+    if num_channels % count:
+        allowed = ", ".join(str(d) for d in range(1, num_channels + 1) if num_channels % d == 0)
+        raise ValueError(
+            f"{name} must divide the {num_channels} channels, got {value}; possible: {allowed}"
+        )
+    return count
+
+
+def _check_count(name: str, value: Any) -> None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not is_count and value != "C":
+        raise ValueError(f"norm.{name} must be a positive int or 'C', got {value!r}")
+
+
+def _not_one_of(value: Any, allowed: Any) -> str:
+    names = list(allowed)
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)
+    return f"must be one of {', '.join(names)}, got {value!r}; did you mean {near[0]!r}?"

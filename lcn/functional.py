@@ -1,0 +1,86 @@
+"""The functional form of the layer: checks the arguments, picks a kernel."""
+
+from typing import Any
+
+from torch import Tensor
+
+from .kernels import reference
+from .window import RULES, window_pair
+
+BACKENDS = ("auto", "reference", "cpu", "gpu")
+
+
+def local_context_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    channels_per_group: int,
+    window: Any,
+    eps: float = 1e-5,
+    rule: str = "centered",
+    backend: str = "auto",
+) -> Tensor:
+    """Local Context Normalization (paper, section 3.1): each cell over its group and its window.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` where mean and biased variance run over the
+    ``channels_per_group`` consecutive channels of the cell's group and the window around it.
+
+    Args:
+        x: ``[N, C, H, W]`` in float64, float32, bfloat16 or float16; any strides.
+        weight, bias: ``[C]`` or None.
+        channels_per_group: ``c_group`` of the paper; must divide ``C``.
+        window: ``p x q`` in cells of ``x``: an int, a pair, or ``"all"`` for the whole map.
+        rule: ``"centered"`` (the window follows the cell and stops at borders), ``"released"``
+            (as the authors' published layer) or ``"tiled"`` (Equation 9 literally); see
+            :mod:`lcn.window`.
+        backend: ``"auto"``, or one kernel: ``"reference"`` (plain PyTorch, any device),
+            ``"cpu"`` (Numba), ``"gpu"`` (Triton).
+
+    Returns:
+        ``[N, C, H, W]`` in the dtype of ``x``.  Statistics are at least float32 in every kernel.
+
+    Raises:
+        ValueError: for a wrong argument, naming it, its value and what is allowed.
+    """
+    check_arguments(x, weight, bias, channels_per_group, eps, rule, backend)
+    return reference.local_context_norm(
+        x, weight, bias, channels_per_group, window_pair(window), eps, rule
+    )
+
+
+def check_arguments(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channels_per_group: int,
+    eps: float,
+    rule: str,
+    backend: str,
+) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x must have 4 dimensions [N, C, H, W], got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be float64, float32, bfloat16 or float16, got dtype {x.dtype}")
+    channels = x.shape[1]
+    if x.shape[2] < 1 or x.shape[3] < 1 or channels < 1:
+        raise ValueError(f"x must have C, H and W of at least 1, got shape {tuple(x.shape)}")
+    if isinstance(channels_per_group, bool) or not isinstance(channels_per_group, int):
+        raise ValueError(f"channels_per_group must be a positive int, got {channels_per_group!r}")
+    if channels_per_group < 1 or channels % channels_per_group:
+        raise ValueError(
+            f"channels_per_group must be a positive divisor of the {channels} channels of x, "
+            f"got {channels_per_group}"
+        )
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and tuple(vector.shape) != (channels,):
+            raise ValueError(
+                f"{name} must have shape ({channels},), one value per channel of x, "
+                f"got {tuple(vector.shape)}"
+            )
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

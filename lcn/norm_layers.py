@@ -1,0 +1,77 @@
+"""Recognises the norm layers of a model, whichever library they come from.
+
+By class name along the inheritance, so that neither timm nor torchvision has to be imported.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+# Class -> kind; the kinds are the names of norm configs, plus what only other libraries have.
+_KIND_OF_CLASS = {
+    "LocalContextNorm": "lcn",
+    "ReleasedLocalContextNorm": "lcn_released",
+    "TiledLocalContextNorm": "lcn_tiled",
+    "SyncBatchNorm": "sync_bn",
+    "BatchNorm2d": "bn",
+    "FrozenBatchNorm2d": "frozen_bn",
+    "FrozenBatchNormAct2d": "frozen_bn",
+    "GroupNorm": "gn",
+    "InstanceNorm2d": "in",
+    "LayerNorm2d": "ln2d",
+    "LayerNorm2dFp32": "ln2d",
+    "LayerNormExp2d": "ln2d",
+    "LayerNormAct2d": "ln2d",
+    "LayerNormAct2dFp32": "ln2d",
+    "RmsNorm2d": "rms2d",
+    "RmsNorm2dFp32": "rms2d",
+    "RmsNormAct2d": "rms2d",
+    "RmsNormAct2dFp32": "rms2d",
+}
+
+
+def norm_kind(module: nn.Module) -> str | None:
+    """The kind of a norm layer over ``[N, C, H, W]``, or None for anything else."""
+    for base in type(module).__mro__:
+        kind = _KIND_OF_CLASS.get(base.__name__)
+        if kind is not None:
+            return kind if num_channels(module) else None
+    return None
+
+
+def num_channels(module: nn.Module) -> int | None:
+    """The number of channels a norm layer was made for; None while it does not know it yet."""
+    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        return None
+    for attribute in ("num_features", "num_channels"):
+        if isinstance(getattr(module, attribute, None), int):
+            return int(getattr(module, attribute))
+    shape = getattr(module, "normalized_shape", None)
+    if shape is not None:
+        return int(shape[0])
+    weight = getattr(module, "weight", None)
+    return None if weight is None else int(weight.numel())
+
+
+def fused_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """What a norm layer of timm applies after normalizing: ``drop`` and ``act``, if it has them."""
+    children = dict(module.named_children())
+    return {name: children[name] for name in ("drop", "act") if name in children}
+
+
+def named_norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every norm layer over ``[N, C, H, W]``, each module once."""
+    for name, module in model.named_modules():
+        if norm_kind(module) is not None:
+            yield name, module
+
+
+def named_other_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that look like norm layers by their class name, but are of no kind known here."""
+    for name, module in model.named_modules():
+        class_name = type(module).__name__.lower()
+        looks_like_norm = "norm" in class_name or class_name.endswith(("abn", "frn"))
+        is_leaf = len(list(module.children())) == len(fused_modules(module))
+        if looks_like_norm and is_leaf and norm_kind(module) is None:
+            yield name, module

@@ -1,0 +1,67 @@
+"""Where the window of a cell lies: the three readings of Local Context Normalization.
+
+Along one axis of length ``size`` and with window ``w``, cell ``i`` is normalized over
+``[start, stop)``:
+
+centered   ``start = clamp(i - w' // 2, 0, size - w')`` with ``w' = min(w, size)``: at a border the
+           window moves inside instead of shrinking.  Each axis on its own.
+released   the authors' published layer, whose integral image has no zero row: one cell further,
+           ``start = clamp(i - w // 2, 0, size - w - 1) + 1``; the whole map as soon as the window
+           reaches the map's size on *either* axis.
+tiled      Equation 9 read literally: fixed tiles that do not overlap, ``start = (i // w) * w``;
+           the last tile is what is left of the axis.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RULES = ("centered", "released", "tiled")
+# Larger than any feature map; an int, so that an operator can take it as an argument.
+WHOLE_MAP = 2**31 - 1
+
+
+def window_pair(window: Any) -> tuple[int, int]:
+    """``window`` as ``(p, q)``: an int is square, ``"all"`` is the whole map on both axes.
+
+    Raises ``ValueError`` for anything but a positive int, a pair of them, or ``"all"``.
+    """
+    if isinstance(window, str) and window == "all":
+        return WHOLE_MAP, WHOLE_MAP
+    sides = window
+    if not isinstance(window, Sequence) or isinstance(window, str):
+        sides = (window, window)
+    if len(sides) != 2 or not all(_is_count(side) for side in sides):
+        raise ValueError(
+            f"window must be a positive int, a pair of positive ints or 'all', got {window!r}"
+        )
+    return min(int(sides[0]), WHOLE_MAP), min(int(sides[1]), WHOLE_MAP)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def covers_map(rule: str, window: tuple[int, int], height: int, width: int) -> bool:
+    """Whether every cell of a ``height x width`` map is normalized over the whole map."""
+    if rule == "released":
+        return window[0] >= height or window[1] >= width
+    return window[0] >= height and window[1] >= width
+
+
+def axis_bounds(
+    size: int, window: int, rule: str, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """``start`` and ``stop`` of every cell's window along one axis: two int64 ``[size]``."""
+    cell = torch.arange(size, device=device)
+    if rule == "tiled":
+        start = cell // window * window
+        return start, (start + window).clamp(max=size)
+    if rule == "released":
+        start = (cell - window // 2).clamp(0, size - window - 1) + 1
+        return start, start + window
+    window = min(window, size)
+    start = (cell - window // 2).clamp(0, size - window)
+    return start, start + window
