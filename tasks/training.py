@@ -77,7 +77,12 @@ def make_trainer(cfg: DictConfig, run: Run) -> tuple[pl.Trainer, History]:
 def quiet_lightning() -> None:
     """Silences what Lightning says of choices that are made here on purpose."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*is smaller than the logging interval.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", text)
 
 

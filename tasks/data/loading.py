@@ -6,6 +6,7 @@ same images.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 
 import pytorch_lightning as pl
@@ -173,7 +174,7 @@ class DataModule(pl.LightningDataModule):
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _loader(self, dataset: Augmented, batches: TrainBatches | EvalBatches) -> DataLoader:
-        workers = self.cfg.data.workers
+        workers = min(self.cfg.data.workers, (os.cpu_count() or 1) - 1)
         return DataLoader(
             dataset,
             batch_sampler=batches,
