@@ -107,6 +107,8 @@ def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
 
 def describe(cfg: DictConfig, run: Run, model: nn.Module, train_set, eval_set) -> None:
     """Logs what is about to be trained, and which norm layers will see a window."""
+    if run.is_first_process:
+        run.write_config()
     norm, used = cfg.norm, scaled_norm(cfg)
     window = ""
     if "window" in norm and cfg.data.scale != 1 and norm.window != "all":
@@ -145,7 +147,8 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_size: tuple[int,
         log.info(f"\nnorm layers in {phase}, input {size[0]} x {size[1]}\n{report.summary()}")
         for row in report:
             writer.writerow((phase, *(getattr(row, column) for column in columns)))
-    write_atomically(run.directory / "audit.csv", lines.getvalue())
+    if run.is_first_process:
+        write_atomically(run.directory / "audit.csv", lines.getvalue())
     log.info("")
 
 

@@ -73,7 +73,7 @@ def segmentation_transform(cfg: DictConfig, training: bool) -> v2.Transform:
 
 
 class Augmented:
-    """A dataset after its transform, indexed by (epoch, index): all randomness follows from them."""
+    """A dataset after its transform, indexed by (epoch, index): its random draws follow from it."""
 
     def __init__(self, dataset: Dataset, transform: Callable, seed: int):
         self.dataset, self.transform, self.seed = dataset, transform, seed
