@@ -212,7 +212,7 @@ def _city(split: str, name: str, seed: int) -> City:
     def pick(colours: tuple[Colour, ...], count: int, spread: float = 0.06) -> tuple[Colour, ...]:
         return tuple(near(colours[i], spread) for i in rng.choice(len(colours), count))
 
-    warmth = rng.normal(0, 0.07)
+    warmth = rng.normal(0, 0.05)
     return City(
         sun_elevation=draw(*light["elevation"]),
         sun=light["sun"],
@@ -221,16 +221,16 @@ def _city(split: str, name: str, seed: int) -> City:
         cloud=draw(*light["cloud"]),
         haze=draw(*light["haze"]),
         white_balance=(1 + warmth, 1 + rng.normal(0, 0.02), 1 - warmth),
-        gamma=draw(1.7, 2.4),
-        exposure=draw(0.8, 1.25),
-        noise=draw(0.008, 0.022),
+        gamma=draw(1.8, 2.3),
+        exposure=draw(0.85, 1.2),
+        noise=draw(0.005, 0.014),
         focal=draw(195, 265),
         camera_height=draw(1.2, 1.75),
         horizon=draw(50, 63),
         frame=bool(rng.random() < 0.5),
         facades=pick(_FACADES, 5),
         roof=near(_ROOFS[rng.integers(len(_ROOFS))]),
-        asphalt=near((0.44, 0.44, 0.45), 0.07),
+        asphalt=near((0.4, 0.4, 0.42), 0.045),
         paving=near(_PAVINGS[rng.integers(len(_PAVINGS))]),
         paving_size=draw(0.35, 0.9),
         marking=near((0.85, 0.85, 0.82), 0.06),
@@ -240,13 +240,13 @@ def _city(split: str, name: str, seed: int) -> City:
         public=(pick(_PUBLIC, 1)[0], pick(_PUBLIC, 1)[0]),
         post=near(((0.3, 0.32, 0.32), (0.55, 0.56, 0.57), (0.2, 0.28, 0.24))[rng.integers(3)]),
         building_height=draw(8, 18),
-        greenery=draw(0.15, 0.75),
-        parking=draw(0.3, 0.8),
-        sidewalk=draw(2.0, 4.0),
-        strip=draw(0.8, 2.0) if rng.random() < 0.6 else 0.0,
+        greenery=draw(0.25, 0.85),
+        parking=draw(0.25, 0.7),
+        sidewalk=draw(2.2, 4.5),
+        strip=draw(1.5, 4.0) if rng.random() < 0.75 else 0.0,
         lanes=((2,), (2, 2, 4), (2, 4))[rng.integers(3)],
         windows=(draw(0.18, 0.36), draw(0.22, 0.34)),
-        brick=draw(0, 0.25),
+        brick=draw(0, 0.16),
     )
 
 
@@ -277,22 +277,22 @@ _FACADES = (
     (0.72, 0.56, 0.42), (0.58, 0.64, 0.68), (0.8, 0.62, 0.5), (0.45, 0.32, 0.28), (0.6, 0.66, 0.54),
 )  # fmt: skip
 _ROOFS = ((0.55, 0.3, 0.24), (0.33, 0.34, 0.37), (0.42, 0.36, 0.32))
-_PAVINGS = ((0.56, 0.55, 0.54), (0.5, 0.5, 0.52), (0.6, 0.52, 0.46), (0.64, 0.62, 0.57))
+_PAVINGS = ((0.62, 0.6, 0.57), (0.66, 0.5, 0.43), (0.68, 0.61, 0.49), (0.7, 0.68, 0.64))
 _FOLIAGE = (
-    (0.27, 0.4, 0.18), (0.36, 0.46, 0.2), (0.2, 0.31, 0.18), (0.5, 0.47, 0.2), (0.55, 0.38, 0.18),
-    (0.33, 0.38, 0.27),
+    (0.25, 0.42, 0.15), (0.34, 0.48, 0.17), (0.18, 0.34, 0.15), (0.46, 0.48, 0.16), (0.5, 0.4, 0.2),
+    (0.28, 0.4, 0.2),
 )  # fmt: skip
-_GRASS = ((0.4, 0.5, 0.25), (0.52, 0.5, 0.32), (0.47, 0.42, 0.3), (0.34, 0.43, 0.24))
+_GRASS = ((0.42, 0.58, 0.22), (0.5, 0.56, 0.25), (0.55, 0.53, 0.3), (0.36, 0.5, 0.2))
 _PAINTS = (
-    (0.12, 0.12, 0.13), (0.25, 0.26, 0.28), (0.6, 0.62, 0.64), (0.85, 0.85, 0.84), (0.6, 0.1, 0.1),
-    (0.15, 0.22, 0.45), (0.3, 0.42, 0.36), (0.7, 0.62, 0.4), (0.38, 0.2, 0.14), (0.35, 0.45, 0.6),
+    (0.1, 0.1, 0.11), (0.18, 0.19, 0.21), (0.28, 0.29, 0.31), (0.6, 0.62, 0.64), (0.85, 0.85, 0.84),
+    (0.13, 0.18, 0.36), (0.5, 0.12, 0.12), (0.72, 0.74, 0.77), (0.3, 0.34, 0.36), (0.35, 0.4, 0.5),
 )  # fmt: skip
 _PUBLIC = (
-    (0.75, 0.2, 0.16), (0.85, 0.72, 0.25), (0.85, 0.85, 0.84), (0.2, 0.35, 0.6), (0.3, 0.5, 0.35),
+    (0.85, 0.2, 0.12), (0.92, 0.75, 0.15), (0.85, 0.45, 0.12), (0.15, 0.4, 0.7), (0.2, 0.55, 0.3),
 )  # fmt: skip
 _CLOTHES = (
-    (0.1, 0.1, 0.12), (0.2, 0.24, 0.36), (0.55, 0.16, 0.16), (0.75, 0.72, 0.68), (0.4, 0.36, 0.3),
-    (0.28, 0.4, 0.32), (0.7, 0.55, 0.25), (0.45, 0.47, 0.5), (0.35, 0.25, 0.42),
+    (0.12, 0.12, 0.15), (0.16, 0.24, 0.5), (0.7, 0.14, 0.14), (0.85, 0.82, 0.76), (0.5, 0.4, 0.26),
+    (0.15, 0.45, 0.35), (0.85, 0.6, 0.15), (0.75, 0.35, 0.5), (0.4, 0.2, 0.5),
 )  # fmt: skip
 _SKIN = ((0.85, 0.66, 0.54), (0.7, 0.5, 0.38), (0.45, 0.3, 0.22))
 _SIGNS = (  # face, rim
@@ -412,7 +412,7 @@ class Scene:
 
     def _plan_street(self) -> None:
         city, rng = self.city, self.rng
-        self.bays = [self._chance(0.6), self._chance(0.7)]  # parking on the left, on the right
+        self.bays = [self._chance(0.5), self._chance(0.55)]  # parking on the left, on the right
         self.kerbs = [self.lanes / 2 * LANE + 2.1 * bay for bay in self.bays]
         self.walk = city.sidewalk * rng.uniform(0.8, 1.3)
         self.strip = city.strip if self._chance(0.75) else 0.0
@@ -428,7 +428,7 @@ class Scene:
         green = self.city.greenery
         kinds, shares = (
             ("building", "yard", "park", "wall"),
-            np.array([2.2, 0.7 * green + 0.2, green, 0.4]),
+            np.array([2.6, 0.6 * green + 0.6, 1.1 * green, 0.7]),
         )
         while z < FAR:
             if z < self.crossing < z + 12:
@@ -442,7 +442,7 @@ class Scene:
                     "building": max(4.0, self.city.building_height * rng.lognormal(0, 0.3)),
                     "yard": 1.0,
                     "park": 4.0,
-                    "wall": rng.uniform(1.4, 2.8),
+                    "wall": rng.uniform(1.8, 3.2),
                 }[kind]
                 plots.append(Plot(kind, z, end, height, int(rng.integers(1000))))
             z = plots[-1].z1
@@ -532,11 +532,11 @@ class Scene:
             self.label_pen.polygon(pixels, fill=label)
 
     def _line(self, points, metres: float, fill, label: int | None) -> None:
-        """Draw a line of world points that is `metres` thick, at least one canvas pixel."""
+        """Draw a line of world points that is `metres` thick; posts keep one pixel of the image."""
         depth = self._to_camera(*points[0])[2]
         if min(self._to_camera(*point)[2] for point in points) < NEAR:
             return
-        width = max(1, round(metres * self.focal / depth))
+        width = max(SUPERSAMPLING if label == POLE else 1, round(metres * self.focal / depth))
         pixels = self._project(points)
         if fill is not None:
             self.colour_pen.line(pixels, fill=fill, width=width)
@@ -696,20 +696,21 @@ class Scene:
         x, z = self.camera_x + depth * dx, depth * dz
         beyond = np.where(x > 0, x - self.kerbs[1], -x - self.kerbs[0])  # metres past the kerb
         crossing = (z > self.crossing) & (z < self.crossing + 9)
-        strip = (beyond > 0.18) & (beyond < self.strip) & (_white(z / 14, np.sign(x)) > 0.25)
+        strip = (beyond > 0.18) & (beyond < self.strip) & (_white(z / 14, np.sign(x)) > 0.15)
         plot = beyond > self.strip + self.walk
 
+        kinds = self._plot_kinds(x, z)
         labels = np.where((beyond < 0) | crossing, ROAD, SIDEWALK)
-        colour = np.where((labels == ROAD)[..., None], self._road(x, z, depth), self._paving(x, z))
-        colour = _mix(
-            colour,
-            (labels == SIDEWALK) & (beyond < 0.18),
-            _rgb(self.city.paving) + 0.12,
-        )
-        green = (strip | (plot & (self._plot_kinds(x, z) > 0))) & ~crossing
-        colour = np.where(green[..., None], self._grass(x, z), colour)
-        labels = np.where(green, TERRAIN, labels)
-        labels = np.where(plot & (self._plot_kinds(x, z) == 2) & ~crossing, GROUND, labels)
+        labels[(strip | (plot & (kinds > 0))) & ~crossing] = TERRAIN
+        labels[plot & (kinds == 2) & ~crossing] = GROUND
+        colour = np.zeros((*x.shape, 3), np.float32)
+        for texture, covered in (
+            (self._road, labels == ROAD),
+            (self._paving, labels == SIDEWALK),
+            (self._grass, (labels == TERRAIN) | (labels == GROUND)),
+        ):
+            colour[covered] = texture(x[covered], z[covered], depth[covered])
+        colour[(labels == SIDEWALK) & (beyond < 0.18)] = _rgb(self.city.paving) + 0.12
 
         cast, contact = (shadow[top:] for shadow in shadows)
         light = self._light((0, 1, 0), self._sunlit(x, 0 * x, z) * (1 - cast))
@@ -730,8 +731,8 @@ class Scene:
     def _road(self, x: np.ndarray, z: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Asphalt with patches, cracks, wheel tracks, rails and markings."""
         city = self.city
-        grain = 0.86 + 0.22 * _cloudy(x * 9 + 40, z * 5) + 0.14 * (_white(x * 16, z * 9) - 0.5)
-        grain *= np.where(_white(x / 1.9 + 50, z / 5.5) < 0.09, 0.82, 1)
+        grain = 0.92 + 0.14 * _cloudy(x * 9 + 40, z * 5) + 0.1 * (_white(x * 16, z * 9) - 0.5)
+        grain *= np.where(_white(x / 1.9 + 50, z / 5.5) < 0.07, 0.88, 1)
         grain *= np.where(np.abs(_cloudy(x * 6, z * 6 + 90) - 0.45) < 0.008, 0.75, 1)
         grain *= 1 + 0.04 * np.cos(2 * np.pi * 2 * x / LANE)
         colour = _rgb(city.asphalt) * grain[..., None]
@@ -757,7 +758,7 @@ class Scene:
         wear = np.clip(1.3 * _cloudy(x * 12, z * 12 + 30) + 0.2, 0, 1)
         return _mix(colour, line * wear, city.marking)
 
-    def _paving(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    def _paving(self, x: np.ndarray, z: np.ndarray, _: np.ndarray) -> np.ndarray:
         size = self.city.paving_size
         row = np.floor(z / size)
         a, b = x / size + 0.5 * (row % 2), z / size
@@ -765,7 +766,7 @@ class Scene:
         joint = ((a % 1) < 0.09) | ((b % 1) < 0.09)
         return _rgb(self.city.paving) * (tone * np.where(joint, 0.86, 1))[..., None]
 
-    def _grass(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    def _grass(self, x: np.ndarray, z: np.ndarray, _: np.ndarray) -> np.ndarray:
         tone = 0.7 + 0.35 * _cloudy(x * 10, z * 8) + 0.35 * (_white(x * 20, z * 12) - 0.4)
         bare = np.clip((_cloudy(x * 5 + 70, z * 5) - 0.6) * 6, 0, 0.8)
         return _mix(_rgb(self.city.grass) * tone[..., None], bare, (0.46, 0.4, 0.32))
@@ -794,12 +795,12 @@ class Scene:
                 self._tree(*where, rng.uniform(4, 9))
         if plot.kind == "wall":
             self._upright("x", x, (z0, z1), (0, plot.height), self._masonry(plot.tone), WALL)
-        elif plot.kind == "yard" or rng.random() < 0.35:
-            high = rng.uniform(1.0, 1.9)
+        elif plot.kind == "yard" or rng.random() < 0.3:
+            high = rng.uniform(1.2, 2.2)
             if rng.random() < 0.3:
                 self._upright("x", x, (z0, z1), (0, 0.5), self._masonry(plot.tone), WALL)
             self._upright("x", x, (z0, z1), (0, high), self._bars(plot.tone, high), FENCE)
-        else:
+        elif rng.random() < 0.45:  # a hedge; else an open lawn
             high = rng.uniform(0.6, 2.2)
             self._upright("x", x, (z0, z1), (0, high), self._leaves(plot.tone), VEGETATION)
 
@@ -836,47 +837,46 @@ class Scene:
         bay, floor = look.uniform(1.6, 3.2), look.uniform(2.7, 3.6)
         half_width, half_height = (np.array(city.windows) * look.uniform(0.8, 1.2, 2)).tolist()
         shop, street_floor = look.random() < 0.5, look.uniform(3.0, 4.0)
-        trim = np.clip(base + look.choice([-0.15, 0.15]), 0, 1)
-        sign = np.array(_SIGNS[int(look.integers(len(_SIGNS)))][0])
+        trim = np.clip(base + np.float32(look.choice([-0.15, 0.15])), 0, 1)
+        sign = _SIGNS[int(look.integers(len(_SIGNS)))][0]
+        wall, ledge, glass, sky, curtain, board, door, plinth, goods = range(9)
+        colours = (base, trim, _GLASS, (0.55, 0.62, 0.7), (0.75, 0.72, 0.66), sign)
+        materials = np.stack([_rgb(c) for c in (*colours, trim * 0.5, base * 0.75, _GLASS)])
+        top = street_floor + floor * math.floor((height - street_floor) / floor)
 
         def texture(s, y, pixel):
-            tone_ = 0.9 + 0.2 * _cloudy(s * 4 + tone, y * 4) + 0.06 * (_white(s * 15, y * 15) - 0.5)
-            courses = (y / 0.3 % 1 < 0.25) | ((s / 0.6 + np.floor(y / 0.3) % 2 / 2) % 1 < 0.12)
-            tone_ = tone_ * (1 - city.brick * courses * (pixel < 0.15))
-            colour = base * tone_[..., None]
             i, j = np.floor(s / bay), np.floor((y - street_floor) / floor)
-            a, b = s / bay - i - 0.5, (y - street_floor) / floor - j - 0.52
-            upper = (y > street_floor) & (
-                y < street_floor + floor * np.floor((height - street_floor) / floor)
-            )
+            a, b = np.abs(s / bay - i - 0.5), (y - street_floor) / floor - j - 0.52
+            hit = _white(i + tone, j)  # one number per window
+            upper = (y > street_floor) & (y < top)
             if bare:
                 upper &= _white(i + tone, 0 * i) < 0.25
-            hit = _white(i + tone, j)
-            edge = upper & (np.abs(a) < half_width + 0.06) & (np.abs(b) < half_height + 0.07)
-            pane = upper & (np.abs(a) < half_width) & (np.abs(b) < half_height) & (np.abs(a) > 0.02)
-            glass = np.where(
-                hit[..., None] < 0.25, _rgb((0.55, 0.62, 0.7)), _rgb(_GLASS) + 0.2 * hit[..., None]
-            )
-            glass = np.where(
-                (hit[..., None] > 0.8) & (b[..., None] > 0.05), _rgb((0.75, 0.72, 0.66)), glass
-            )
-            colour = np.where(pane[..., None], glass, _mix(colour, edge, trim))
-            colour = _mix(colour, (np.abs(y - street_floor) < 0.15) | (y > height - 0.35), trim)
-            if bare:
-                return colour
-            door = (hit < 0.3) & (np.abs(a) < 0.27) & (y < 2.3)
-            if shop:
-                front = (y > 0.4) & (y < 2.6) & (np.abs(a) < 0.45)
-                goods = _rgb(_GLASS) + 0.5 * (_white(s * 2, y * 2) * _white(s, y + 9))[..., None]
-                colour = np.where((front & (y < street_floor))[..., None], goods, colour)
-                colour = _mix(
-                    colour, (y > 2.7) & (y < street_floor - 0.25) & (np.floor(s / 7) % 3 > 0), sign
-                )
-            else:
-                low = (y > 1) & (y < 2.4) & (np.abs(a) < half_width) & (hit > 0.3)
-                colour = _mix(colour, low, _GLASS)
-                colour = _mix(colour, y < 0.6, 0.75 * base)
-            return _mix(colour, door, trim * 0.5)
+            material = np.full(s.shape, wall, np.int8)
+            height_within = np.abs(b)
+            material[upper & (a < half_width + 0.06) & (height_within < half_height + 0.07)] = ledge
+            pane = upper & (a < half_width) & (height_within < half_height) & (a > 0.02)
+            material[pane] = glass
+            material[pane & (hit < 0.25)] = sky
+            material[pane & (hit > 0.8) & (b > 0.05)] = curtain
+            material[(np.abs(y - street_floor) < 0.15) | (y > height - 0.35)] = ledge
+            if shop and not bare:
+                material[(y > 0.4) & (y < 2.6) & (a < 0.45)] = goods
+                awning = (y > 2.7) & (y < street_floor - 0.25) & (np.floor(s / 7) % 3 > 0)
+                material[awning] = board
+            elif not bare:
+                material[(y > 1) & (y < 2.4) & (a < half_width) & (hit > 0.3)] = glass
+                material[y < 0.6] = plinth
+            if not bare:
+                material[(hit < 0.3) & (a < 0.27) & (y < 2.3)] = door
+            shade = 0.9 + 0.2 * _cloudy(s * 4 + tone, y * 4) + 0.06 * (_white(s * 15, y * 15) - 0.5)
+            if city.brick > 0.05:
+                course = np.floor(y / 0.3)
+                joint = (y / 0.3 - course < 0.25) | ((s / 0.6 + course / 2) % 1 < 0.12)
+                shade -= city.brick * (joint & (pixel < 0.15) & (material == wall))
+            shade = np.where(material == glass, 0.8 + 1.3 * hit, shade)
+            shelf = material == goods
+            shade[shelf] = 1 + 2 * (_white(s * 2, y * 2) * _white(s, y + 9))[shelf]
+            return materials[material] * shade[:, None]
 
         return texture
 
@@ -1001,7 +1001,7 @@ class Scene:
             (-1, self.bays[0], self.kerbs[0]),
             (1, self.bays[1], self.kerbs[1]),
         ):
-            z = rng.uniform(1, 8)
+            z = rng.uniform(3, 9)
             while bay and z < 90:
                 in_crossing = self.crossing - 5 < z < self.crossing + 13
                 if self._chance(self.city.parking) and not in_crossing:
@@ -1016,15 +1016,15 @@ class Scene:
     def _plan_traffic(self) -> None:
         """Vehicles in the lanes, and across the street at the crossing."""
         rng = self.rng
-        rare = {0: "bus", 1: "truck", 2: "train"}.get(self.index % 5)
+        rare = ("bus", "truck", "train", None, None)[self.index % 5]
         for lane in range(-self.lanes // 2, self.lanes // 2):
             x, oncoming = (lane + 0.5) * LANE, lane < 0
             z = rng.uniform(10, 40) if not oncoming else rng.uniform(6, 35)
             wanted = rare if lane == (-1 if rare == "train" or self._chance(0.6) else 0) else None
             while z < 110:
-                kind = wanted or str(rng.choice(["car", "truck", "bus"], p=[0.94, 0.035, 0.025]))
+                kind = wanted or str(rng.choice(["car", "truck", "bus"], p=[0.95, 0.03, 0.02]))
                 if wanted:
-                    z, rare, wanted = rng.uniform(14, 26), None, None
+                    z, rare, wanted = rng.uniform(8, 17), None, None
                 if kind == "train":
                     x = math.copysign(LANE / 2, x)
                 z += _SIZES[kind][0] / 2
@@ -1044,7 +1044,7 @@ class Scene:
         rng, city = self.rng, self.city
         for side, kerb in ((-1, self.kerbs[0]), (1, self.kerbs[1])):
             x = side * (kerb + 0.55)
-            row = self._chance(city.greenery)
+            row = self._chance(0.15 + 0.85 * city.greenery)
             z, step = rng.uniform(3, 12), rng.uniform(7, 14)
             while row and z < 120:
                 if not self.crossing - 3 < z < self.crossing + 12 and self._chance(0.85):
@@ -1053,9 +1053,9 @@ class Scene:
                         x, z, lambda x=x, z=z, h=height: self._tree(x, z, h), 0.9, 0.9, height
                     )
                 z += step * rng.uniform(0.8, 1.2)
-            for z in np.arange(rng.uniform(5, 20), 110, rng.uniform(16, 30)):
+            for z in np.arange(rng.uniform(5, 20), 75, rng.uniform(16, 30)):
                 self._add(x, z, lambda x=x, z=z, s=side: self._lamp(x, z, -s), 0.08, 0.08, 7)
-            for z in rng.uniform(5, 55, rng.poisson(1.8)):
+            for z in rng.uniform(5, 40, rng.poisson(1.8)):
                 self._add(x, z, lambda x=x, z=z: self._sign(x, z), 0.07, 0.07, 3)
             for z in rng.uniform(5, 40, rng.poisson(0.5)):
                 self._add(x, z, lambda x=x, z=z: self._bin(x, z), 0.3, 0.3, 1)
@@ -1069,7 +1069,7 @@ class Scene:
                         0.08,
                         1,
                     )
-            for z in rng.uniform(5, 32, rng.poisson(0.5)):
+            for z in rng.uniform(5, 25, rng.poisson(0.7)):
                 angle = rng.uniform(0, math.pi)
                 for i in range(int(rng.integers(1, 4))):
                     place = (x + side * 0.4, z + i * 0.8)
@@ -1107,7 +1107,7 @@ class Scene:
     def _plan_people(self) -> None:
         rng = self.rng
         for side, kerb in ((-1, self.kerbs[0]), (1, self.kerbs[1])):
-            for z in rng.uniform(6, 55, rng.poisson(2.6)):
+            for z in rng.uniform(4.5, 38, rng.poisson(4.5)):
                 x = side * (kerb + self.strip + rng.uniform(0.7, max(0.8, self.walk - 0.4)))
                 for i in range(1 + int(rng.random() < 0.3)):
                     self._add_person(x + 0.55 * i, z)
@@ -1116,11 +1116,11 @@ class Scene:
                 self._add_person(
                     rng.uniform(-self.kerbs[0], self.kerbs[1]), self.zebra + rng.uniform(0.5, 2.5)
                 )
-        riders = rng.poisson(0.5) + (self.index % 5 == 3)
+        riders = rng.poisson(0.8) + (self.index % 5 == 3)
         for i in range(riders):
             side = self._choose((-1, 1))
             x = side * (self.lanes / 2 * LANE - rng.uniform(0.3, 1.0))
-            z, angle = rng.uniform(8, 30), (0 if side > 0 else math.pi) + rng.normal(0, 0.25)
+            z, angle = rng.uniform(6, 22), (0 if side > 0 else math.pi) + rng.normal(0, 0.25)
             if self._chance(0.3):
                 angle += math.pi / 2 * self._choose((-1, 1))
             motor = self._chance(0.25) or (i == 0 and self.index % 10 == 3)
@@ -1150,7 +1150,7 @@ class Scene:
 
     def _lamp(self, x: float, z: float, inward: int) -> None:
         high = 6.5
-        self._post(x, z, high, 0.15)
+        self._post(x, z, high, 0.22)
         light = self._facing(x, high, z)
         tip = x + inward * 1.6
         self._line(
