@@ -22,14 +22,15 @@ def train(cfg: DictConfig) -> None:
 
     from tasks import training
     from tasks.data.loading import DataModule
-    from tasks.models import build_model, load_weights
+    from tasks.models import build_model, load_weights, scaled_norm
     from tasks.segmentation import Segmentation
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
+    norm = scaled_norm(cfg)
     if cfg.checkpoint is not None:
-        load_weights(model, cfg.checkpoint)
-    module = Segmentation(model, cfg.task)
+        load_weights(model, cfg.checkpoint, norm if cfg.mode == "test" else None)
+    module = Segmentation(model, cfg.task, norm)
     data = DataModule(cfg, train_set, eval_set)
     if cfg.mode == "test":
         training.evaluate(cfg, module, data)

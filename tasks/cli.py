@@ -71,7 +71,11 @@ def one_run(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], No
 def main(train: Callable[[], None]) -> None:
     """Runs a ``hydra.main`` function and leaves with the exit code of its worst run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing them
-    sys.argv[1:] = [_as_group_choice(argument) for argument in sys.argv[1:]]
+    arguments = [_as_group_choice(argument) for argument in sys.argv[1:]]
+    arguments.sort(
+        key=lambda argument: argument not in ("-m", "--multirun")
+    )  # argparse wants it first
+    sys.argv[1:] = arguments
     try:
         train()
     except (HydraException, OmegaConfBaseException) as error:

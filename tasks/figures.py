@@ -15,7 +15,7 @@ from tasks.data import Dataset, open_datasets
 from tasks.data.cityscapes import IGNORED, colorize
 from tasks.data.loading import Augmented, segmentation_transform
 from tasks.errors import InputError
-from tasks.models import build_model, load_weights
+from tasks.models import build_model, load_weights, scaled_norm
 from tasks.run import norm_label
 from tasks.segmentation import Segmentation
 
@@ -47,8 +47,9 @@ class FinishedRun:
     def network(self) -> nn.Module:
         """The trained network in evaluation mode, on the CPU; images to logits at their size."""
         model = build_model(self.cfg)
-        load_weights(model, str(self.directory / "last.ckpt"))
-        return Segmentation(model, self.cfg.task).eval()
+        norm = scaled_norm(self.cfg)
+        load_weights(model, str(self.directory / "last.ckpt"), norm)
+        return Segmentation(model, self.cfg.task, norm).eval()
 
 
 def finished_runs(places: list[Path]) -> list[FinishedRun]:

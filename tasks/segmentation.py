@@ -17,12 +17,13 @@ class Segmentation(pl.LightningModule):
     Args:
         model: [N, 3, H, W] float to logits [N, classes, h, w].
         task: the ``task`` configuration: classes, loss weights, optimizer, schedule.
+        norm: the norm layers' configuration, kept in checkpoints.
         ignored: label value that takes no part in loss and metrics.
     """
 
-    def __init__(self, model: nn.Module, task: DictConfig, ignored: int = 255):
+    def __init__(self, model: nn.Module, task: DictConfig, norm: dict, ignored: int = 255):
         super().__init__()
-        self.model, self.task, self.ignored = model, task, ignored
+        self.model, self.task, self.norm, self.ignored = model, task, norm, ignored
         weights = task.get("class_weights") or [1.0] * task.num_classes
         self.register_buffer("class_weights", torch.tensor(list(weights)), persistent=False)
         self.confusion = confusion_matrix(task.num_classes, ignored)
@@ -39,7 +40,8 @@ class Segmentation(pl.LightningModule):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, weighted by class, as a mean over the weights of the labelled pixels.
 
-        0 (not NaN) for a batch without a labelled pixel.
+        The mean is over all processes, so that the gradient is the same however a total batch is
+        divided (the cited code averages the devices' means). 0, not NaN, without a labelled pixel.
 
         Args:
             logits: [N, classes, H, W].
@@ -50,13 +52,16 @@ class Segmentation(pl.LightningModule):
         )
         counts = torch.bincount(labels.flatten(), minlength=256)[: len(self.class_weights)]
         weight = (counts * self.class_weights).sum()
+        if self._trainer is not None and self.trainer.world_size > 1 and self.training:
+            weight = self.trainer.strategy.reduce(weight, reduce_op="mean")
         return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
     def training_step(self, batch: dict, batch_index: int) -> torch.Tensor:
         loss = self.loss(self(batch["image"]), batch["label"])
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()}")
-        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(batch["image"]))
+        size = len(batch["image"])
+        self.log("loss", loss, on_step=True, on_epoch=True, sync_dist=True, batch_size=size)
         return loss
 
     def on_validation_start(self) -> None:
@@ -88,6 +93,9 @@ class Segmentation(pl.LightningModule):
         self.scores = segmentation_scores(confusion)
         self.class_iou = class_iou(confusion).tolist()
         self.log_dict({name: torch.tensor(value) for name, value in self.scores.items()})
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["norm"] = self.norm
 
     def configure_optimizers(self) -> dict:
         return make_optimizer(self.parameters(), self.task, self.trainer)

@@ -229,7 +229,7 @@ def checkpoint_to_continue(run: Run, model: nn.Module) -> Path | None:
     """
     path = run.last_checkpoint
     if path is not None:
-        checkpoint = load_weights(model, path)
+        checkpoint = load_weights(model, str(path), scaled_norm(run.cfg))
         log.info(f"continuing after epoch {checkpoint['epoch'] + 1}: {path}")
     return path
 

@@ -41,13 +41,24 @@ def scaled_norm(cfg: DictConfig) -> dict:
     return norm
 
 
-def load_weights(model: nn.Module, path: str) -> dict:
+def load_weights(model: nn.Module, path: str, norm: dict | None = None) -> dict:
     """Loads the network's weights out of a run's checkpoint and returns the whole checkpoint.
+
+    Args:
+        model: where the weights go.
+        path: a ``last.ckpt``.
+        norm: what `scaled_norm` gives for ``model``, if the weights must have been trained with the
+            same norm; GN, LN, IN and LCN have weights of the same shapes.
 
     Raises:
         InputError: no such file, not a checkpoint, or the checkpoint of another network or norm.
     """
     checkpoint = read_checkpoint(path)
+    if norm is not None and checkpoint.get("norm") != norm:
+        raise InputError(
+            f"{path} is the checkpoint of another model: its norm is {checkpoint.get('norm')}, not "
+            f"{norm}; use the norm it was trained with (config.yaml beside it)"
+        )
     weights = {
         key.removeprefix("model."): value
         for key, value in checkpoint["state_dict"].items()
