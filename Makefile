@@ -1,0 +1,42 @@
+# make demo and make test set everything up by themselves; they need Python 3.11 or newer, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-slow lint clean
+
+help:
+	@echo "make demo       train BN, GN and LCN on the miniature of Cityscapes and compare them"
+	@echo "make test       lint and test"
+	@echo "make test-slow  the tests that take minutes each"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove .venv, runs, demo and generated data"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (PyTorch is several gigabytes; once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python train.py -m experiment=table1_w18_bn,table1_w18_gn,table1_w18_lcn data=mini
+	$(BIN)/python scripts/report.py --out demo experiment=table1_w18_bn,table1_w18_gn,table1_w18_lcn data=mini
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs demo data/mini

@@ -1,0 +1,168 @@
+"""What a run writes and shows while it trains: metrics, checkpoints, one progress line."""
+
+import csv
+import io
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from tqdm import tqdm
+
+from tasks.run import write_atomically
+
+log = logging.getLogger("train")
+
+
+class History(pl.Callback):
+    """A line per epoch in ``metrics.csv``; kept in the checkpoint, so that a continued run goes on.
+
+    Attributes:
+        rows: one dict per epoch: epoch (from 1), step, lr, loss, seconds, and, for epochs that were
+            evaluated, val_loss and the metrics in percent.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self._seconds_before = 0.0
+
+    def state_dict(self) -> dict:
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows = state["rows"]
+        self._seconds_before = state["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, earlier sessions included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The evaluated epoch with the highest mIoU."""
+        return max((row for row in self.rows if "miou" in row), key=lambda row: row["miou"])
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        module.scores = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch + 1,
+                "step": trainer.global_step,
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "loss": trainer.callback_metrics["loss_epoch"].item(),
+                "seconds": round(self.seconds, 2),
+            }
+        )
+        self._add_scores(trainer, module)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":  # the last epoch, evaluated after training
+            self._add_scores(trainer, module)
+
+    def _add_scores(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if module.scores:
+            val_loss = trainer.callback_metrics["val_loss"].item()
+            self.rows[-1] |= {"val_loss": val_loss, **module.scores}
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, text.getvalue())
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name and renames it: the previous one is never lost."""
+
+    def save_checkpoint(self, checkpoint: dict, path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+class ProgressLine(ProgressBar):
+    """One line for the whole run: epoch, loss, mIoU, steps, time left.
+
+    Where standard error is no terminal, a line is printed at most every ``interval`` seconds.
+    """
+
+    def __init__(self, interval: float = 15.0):
+        super().__init__()
+        self.interval = interval
+        self._bar: tqdm | None = None
+        self._miou = math.nan
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not self._enabled:
+            return
+        self._bar = tqdm(
+            total=int(trainer.estimated_stepping_batches),
+            initial=trainer.global_step,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else self.interval,
+            bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left]",
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        if self._bar is None:
+            return
+        self._describe(trainer)
+        self._bar.update()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._miou = module.scores.get("miou", math.nan)
+        if self._bar is not None:
+            self._describe(trainer)
+
+    def _describe(self, trainer: pl.Trainer) -> None:
+        loss = trainer.callback_metrics.get("loss_step", trainer.callback_metrics.get("loss"))
+        miou = "    -" if math.isnan(self._miou) else f"{self._miou:5.2f}"
+        self._bar.set_description_str(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
+            f"loss {float(loss) if loss is not None else math.nan:.4f}  mIoU {miou}",
+            refresh=False,
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, _: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,164 @@
+"""What stands between the command line and a run: messages for people, and exit codes.
+
+Nothing here imports torch, so that a mistake is answered at once.
+"""
+
+import contextlib
+import difflib
+import functools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tasks.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+FINISHED, FAILED, MEND, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
+_exit_codes: list[int] = []
+
+OmegaConf.register_new_resolver(
+    "scaled", lambda sizes, scale: [max(1, int(size * scale)) for size in sizes], replace=True
+)
+
+
+class Busy(Exception):
+    """Another process works on this run."""
+
+
+def say(message: str) -> None:
+    """Prints to standard error at once, so that order is kept beside a progress bar."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def one_run(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Turns a mistake of the user into a message, and lets a sweep go on with its next run."""
+
+    @functools.wraps(function)
+    def wrapped(cfg: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # what Lightning starts other processes with
+            sys.argv[1:] = HydraConfig.get().overrides.task
+        try:
+            function(cfg)
+            code = FINISHED
+        except InputError as error:
+            say(f"error: {error}")
+            code = MEND
+        except Busy as busy:
+            say(str(busy))
+            code = BUSY
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+        except Exception:  # a defect, not a mistake of the user: with its stack trace
+            traceback.print_exc()
+            code = FAILED
+        _exit_codes.append(code)
+
+    return wrapped
+
+
+def main(train: Callable[[], None]) -> None:
+    """Runs a ``hydra.main`` function and leaves with the exit code of its worst run."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing them
+    arguments = [_as_group_choice(argument) for argument in sys.argv[1:]]
+    arguments.sort(
+        key=lambda argument: argument not in ("-m", "--multirun")
+    )  # argparse wants it first
+    sys.argv[1:] = arguments
+    try:
+        train()
+    except (HydraException, OmegaConfBaseException) as error:
+        say(f"error: {explain(error, sys.argv[1:])}")
+        sys.exit(MEND)
+    except KeyboardInterrupt:
+        say("interrupted; the same command continues from the last checkpoint")
+        sys.exit(INTERRUPTED)
+    sys.exit(max(_exit_codes, default=FINISHED))
+
+
+def _as_group_choice(argument: str) -> str:
+    """``task.model=x`` as ``task/model=x`` where there is such a group."""
+    key, separator, value = argument.partition("=")
+    group = key.replace(".", "/")
+    is_group = separator and "." in key and (CONFIGS / group).is_dir()
+    return f"{group}={value}" if is_group else argument
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """One message for what Hydra or OmegaConf found wrong in a command line or a config file."""
+    text = str(error)
+    missing = re.search(r"Could not find '([\w/]+)/([^/']+)'", text)
+    if missing:
+        group, option = missing.groups()
+        return f"{group}={option}: no such {group}; {_nearest(option, options(group))}"
+    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)'", text)
+    if unknown:
+        key = unknown.group(1).partition("@")[0]
+        matches = [a for a in arguments if a.lstrip("+~").partition("=")[0].split("@")[0] == key]
+        where = matches[0] if matches else key
+        return f"{where}: no such key; {_nearest(key, _valid_keys(arguments))}"
+    return text.splitlines()[0] + " (python train.py --help explains the command line)"
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if not close:  # the last part alone, such as `windw` for `norm.window`
+        tails = {name.rpartition(".")[2]: name for name in known}
+        tail = word.rpartition(".")[2]
+        close = [tails[t] for t in difflib.get_close_matches(tail, tails, n=3, cutoff=0.6)]
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "there are: " + ", ".join(known) if len(known) < 50 else "see python train.py --cfg job"
+
+
+def options(group: str) -> list[str]:
+    """Names of the options of a config group, such as ``norm``."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def _valid_keys(arguments: list[str]) -> list[str]:
+    """Every key and group of the configuration that the well-formed group choices give."""
+    groups = {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*") if p.is_dir()}
+    choices = [
+        a
+        for a in arguments
+        if a.partition("=")[0] in groups and a.partition("=")[2] in options(a.partition("=")[0])
+    ]
+    keys: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            keys.append(f"{prefix}{key}")
+            child = OmegaConf.to_container(node, resolve=False)[key]
+            if isinstance(child, dict):
+                walk(node[key], f"{prefix}{key}.")
+
+    with contextlib.suppress(HydraException, OmegaConfBaseException):
+        walk(compose(choices), "")
+    return sorted(groups | set(keys))
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration that ``python train.py <overrides>`` would use.
+
+    Raises:
+        InputError: an override names something that does not exist.
+    """
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return hydra.compose("train", overrides)
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra.compose("train", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error, overrides)) from None

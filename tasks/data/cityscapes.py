@@ -1,0 +1,173 @@
+"""Cityscapes, fine annotations: files, classes, labels.
+
+No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batches of them.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tasks.data import mini_cityscapes
+from tasks.errors import InputError
+
+COLORS = np.array(
+    [
+        [128, 64, 128], [244, 35, 232], [70, 70, 70], [102, 102, 156], [190, 153, 153],
+        [153, 153, 153], [250, 170, 30], [220, 220, 0], [107, 142, 35], [152, 251, 152],
+        [70, 130, 180], [220, 20, 60], [255, 0, 0], [0, 0, 142], [0, 0, 70], [0, 60, 100],
+        [0, 80, 100], [0, 0, 230], [119, 11, 32],
+    ],
+    dtype=np.uint8,
+)  # fmt: skip
+"""The dataset's own colours of the classes, RGB."""
+
+IGNORED = 255
+LABEL_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+"""labelId of each train id."""
+
+_UNKNOWN = 254
+_TRAIN_IDS = np.full(256, _UNKNOWN, dtype=np.uint8)
+_TRAIN_IDS[0:34] = IGNORED
+_TRAIN_IDS[255] = IGNORED  # a licence plate is -1, which a PNG of bytes holds as 255
+_TRAIN_IDS[LABEL_IDS] = np.arange(19)
+
+
+def locate(name: str, root: str) -> Path:
+    """The folder that holds ``leftImg8bit`` and ``gtFine``; the miniature is generated if need be.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if name == "mini":
+        return mini_cityscapes.ensure(root)
+    folder = Path(root)
+    missing = [part for part in ("leftImg8bit", "gtFine") if not (folder / part).is_dir()]
+    if missing:
+        raise InputError(
+            f"Cityscapes not found: no folder {' and no folder '.join(missing)} in {folder}\n"
+            "  Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from\n"
+            f"  https://www.cityscapes-dataset.com (free registration) into {folder},\n"
+            "  or say where they are with data.root=/path/to/cityscapes,\n"
+            "  or train on the generated miniature: python train.py task=cityscapes data=mini"
+        )
+    return folder
+
+
+def open_split(root: Path, split: str) -> "Cityscapes":
+    return Cityscapes(root, split)
+
+
+class Cityscapes:
+    """Street scenes of 50 cities with pixel labels.
+
+    Splits: train (2,975 images), val (500), test (1,525, labels not public); cities do not overlap.
+    Format: ``leftImg8bit/<split>/<city>/<city>_<seq>_<frame>_leftImg8bit.png``, RGB, 8 bit,
+    1024 x 2048, and ``gtFine/<split>/<city>/<city>_<seq>_<frame>_gtFine_labelIds.png``, the label
+    id of every pixel as a byte. 19 of the label ids are evaluated, the others become 255.
+    Licence: free for research, registration required; see the dataset's site.
+    Citation: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding",
+    CVPR 2016.
+
+    Args:
+        root: the folder with ``leftImg8bit`` and ``gtFine``.
+        split: ``train`` or ``val``.
+
+    Raises:
+        InputError: the split is empty, an image has no label or a label no image.
+    """
+
+    def __init__(self, root: Path | str, split: str):
+        self.root, self.split = Path(root), split
+        images = self._files("leftImg8bit", "_leftImg8bit.png")
+        labels = self._files("gtFine", "_gtFine_labelIds.png")
+        if not images:
+            raise InputError(
+                f"no images in {self.root / 'leftImg8bit' / split}: expected "
+                f"<city>/*_leftImg8bit.png there; is the archive unpacked completely?"
+            )
+        for found, other, what in ((images, labels, "label"), (labels, images, "image")):
+            for key in sorted(found.keys() - other.keys()):
+                raise InputError(
+                    f"{found[key]} has no {what}: expected "
+                    f"{self._path(what, key)}; unpack both archives of the same release"
+                )
+        self._samples = [(images[key], labels[key]) for key in sorted(images)]
+        names = "\n".join(sorted(images)).encode()
+        self.identity = f"cityscapes/{split}/{hashlib.sha256(names).hexdigest()[:12]}"
+
+    def _files(self, folder: str, suffix: str) -> dict[str, Path]:
+        paths = (self.root / folder / self.split).glob(f"*/*{suffix}")
+        return {f"{p.parent.name}/{p.name.removesuffix(suffix)}": p for p in paths}
+
+    def _path(self, what: str, key: str) -> Path:
+        if what == "image":
+            return self.root / "leftImg8bit" / self.split / f"{key}_leftImg8bit.png"
+        return self.root / "gtFine" / self.split / f"{key}_gtFine_labelIds.png"
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        """One sample: ``image`` uint8 [H, W, 3], ``label`` uint8 [H, W] of train ids, ``name``.
+
+        Raises:
+            InputError: a file cannot be read, the sizes differ, or a label id is unknown.
+        """
+        image_path, label_path = self._samples[index]
+        image = _read_png(image_path, "RGB")
+        label_ids = _read_png(label_path, "L")
+        if image.shape[:2] != label_ids.shape:
+            raise InputError(
+                f"{label_path} is {_size(label_ids)} but its image is {_size(image)} (height x "
+                "width); unpack both archives again"
+            )
+        label = _TRAIN_IDS[label_ids]
+        if (label == _UNKNOWN).any():
+            raise InputError(
+                f"{label_path} has the label value {label_ids[label == _UNKNOWN][0]}; Cityscapes' "
+                "label ids are 0 to 33; is this a *_labelIds.png of gtFine?"
+            )
+        name = image_path.name.removesuffix("_leftImg8bit.png")
+        return {"image": image, "label": label, "name": name}
+
+    def plot(self, sample: dict[str, np.ndarray | str], prediction: np.ndarray | None = None):
+        """A matplotlib figure: image, ground truth and, if given, the prediction [H, W]."""
+        import matplotlib.pyplot as plt
+
+        panels = {"input": sample["image"], "ground truth": colorize(sample["label"])}
+        if prediction is not None:
+            panels["prediction"] = colorize(prediction)
+        figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 2.7))
+        for ax, (title, picture) in zip(axes, panels.items(), strict=True):
+            ax.imshow(picture, interpolation="nearest")
+            ax.set_title(title)
+            ax.set_axis_off()
+        figure.tight_layout()
+        return figure
+
+
+def colorize(label: np.ndarray) -> np.ndarray:
+    """Train ids [H, W] as the dataset's colours [H, W, 3]; ignored pixels are black."""
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[: len(COLORS)] = COLORS
+    return table[label]
+
+
+def _read_png(path: Path, mode: str) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            if mode == "L" and picture.mode not in ("L", "P"):
+                raise InputError(
+                    f"{path} is a picture of mode {picture.mode}; a label file holds one byte a "
+                    "pixel: use the *_labelIds.png files, not *_color.png"
+                )
+            return np.asarray(picture if mode == "L" else picture.convert(mode))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); unpack the archive again") from None
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[0]} x {array.shape[1]}"

@@ -1,0 +1,82 @@
+"""The published tables: which row a configuration stands beside."""
+
+import csv
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from tasks.cli import CONFIGS, ROOT
+
+METRICS = {
+    "cityscapes": ["miou", "pixel_acc", "mean_acc"],
+    "imagenet": ["top1_err", "top5_err"],
+    "coco": ["ap_bbox", "ap50_bbox", "ap75_bbox", "ap_mask", "ap50_mask", "ap75_mask"],
+    "chesapeake": ["miou", "pixel_acc"],
+}
+"""Metrics of each task's table, in the order of its columns, in percent."""
+
+
+def canonical_norm(norm: dict) -> dict:
+    """One spelling for one layer: one group is LN, C groups are IN, window 5 is [5, 5]."""
+    norm = dict(norm)
+    if norm["name"] == "gn" and str(norm["groups"]) in ("1", "C"):
+        norm["name"] = "ln" if str(norm.pop("groups")) == "1" else "in"
+    if isinstance(norm.get("window"), int):
+        norm["window"] = [norm["window"]] * 2
+    return norm
+
+
+def published_row(table: int, row: dict) -> dict:
+    """The line of ``results/paper/table<N>.csv`` whose columns equal ``row``, numbers as floats.
+
+    Raises:
+        LookupError: no line or several lines match.
+    """
+    with (ROOT / "results" / "paper" / f"table{table}.csv").open(newline="") as file:
+        lines = [
+            line
+            for line in csv.DictReader(file)
+            if all(line[column] == str(value) for column, value in row.items())
+        ]
+    if len(lines) != 1:
+        raise LookupError(f"table{table}.csv has {len(lines)} lines with {row}")
+    return {"table": table} | {key: _number(value) for key, value in lines[0].items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text) if "." in text else text
+    except ValueError:
+        return text
+
+
+def paper_row(cfg: DictConfig) -> dict | None:
+    """The published row of the experiment that ``cfg`` is: same task, model and norm; else None."""
+    wanted = (cfg.task.name, cfg.task.model.name, canonical_norm(OmegaConf.to_container(cfg.norm)))
+    found = {
+        path.stem: experiment["paper"]
+        for path in sorted((CONFIGS / "experiment").glob("*.yaml"))
+        if (experiment := _read_experiment(path))["identity"] == wanted
+    }
+    if not found:
+        return None
+    if cfg.paper is not None and dict(cfg.paper) in found.values():
+        place = cfg.paper
+    else:
+        place = next(iter(found.values()))
+    return published_row(place["table"], place["row"])
+
+
+def _read_experiment(path: Path) -> dict:
+    raw = OmegaConf.to_container(OmegaConf.load(path))
+    chosen = {
+        key.removeprefix("override /"): option
+        for default in raw["defaults"]
+        for key, option in default.items()
+    }
+    norm = OmegaConf.load(CONFIGS / "norm" / f"{chosen['norm']}.yaml")
+    norm = OmegaConf.to_container(OmegaConf.merge(norm, raw.get("norm", {})))
+    return {
+        "identity": (chosen["task"], chosen["task/model"], canonical_norm(norm)),
+        "paper": raw["paper"],
+    }

@@ -1,0 +1,183 @@
+"""A run's directory: its name, its lock, and what is written there.
+
+config.yaml    the resolved configuration
+train.log      what the console said
+metrics.csv    a line per epoch
+audit.csv      a line per norm layer: does it see a window, in training and in evaluation
+last.ckpt      the last checkpoint
+result.json    written when the run has finished, and only then
+"""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from tasks.cli import ROOT, Busy
+from tasks.paper import canonical_norm
+
+log = logging.getLogger("train")
+
+
+class Run:
+    """The place of one training and its evaluation.
+
+    The directory is named after what decides the result: task, norm, data, seed, optimisation and
+    total batch; not after devices, loggers or paths. The same configuration finds it again.
+
+    Args:
+        cfg: the resolved configuration.
+        train_identity, eval_identity: what identifies the data, wherever it lies.
+        world_size: number of processes, one device each.
+    """
+
+    def __init__(self, cfg: DictConfig, train_identity: str, eval_identity: str, world_size: int):
+        self.cfg = cfg
+        self.total_batch = cfg.data.batch_size * world_size
+        dataset = f"{train_identity} {eval_identity}"
+        identity = json.dumps(_identity(cfg, dataset, self.total_batch), sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        norm = norm_label(cfg.norm)
+        name = f"{cfg.task.model.name}-{norm}-{cfg.data.name}-seed{cfg.seed}-{digest}"
+        self.directory = Path(cfg.runs) / cfg.task.name / name
+        self.is_first_process = is_first_process()
+        self._lock = FileLock(self.directory / ".lock")
+
+    def __enter__(self) -> "Run":
+        log.propagate = False
+        log.addHandler(logging.NullHandler())
+        if self.is_first_process:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise Busy(f"another process works on {self.directory}; leaving it alone") from None
+            self._start_log()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handler in list(log.handlers):
+            handler.close()
+            log.removeHandler(handler)
+        self._lock.release()
+
+    def _start_log(self) -> None:
+        log.setLevel(logging.INFO)
+        console = logging.StreamHandler(sys.stdout)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        file = logging.FileHandler(self.directory / "train.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(console)
+        log.addHandler(file)
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint to continue from, if there is one."""
+        path = self.directory / "last.ckpt"
+        return path if path.exists() else None
+
+    @property
+    def result(self) -> dict | None:
+        """The finished run's ``result.json``, if it is finished."""
+        path = self.directory / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_config(self) -> None:
+        text = OmegaConf.to_yaml(self.cfg, resolve=True).replace(str(Path.home()), "~")
+        write_atomically(self.directory / "config.yaml", text)
+
+    def write_result(self, result: dict) -> None:
+        write_atomically(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def is_first_process() -> bool:
+    """Whether this process is rank 0: with several devices each runs the same command."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has either its old content or ``text``, never a part of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def norm_label(norm: DictConfig) -> str:
+    """A short name for a norm: ``bn``, ``gn_g16``, ``lcn_c2_w227``, ``lcn_c2_w31x63``."""
+    norm = canonical_norm(OmegaConf.to_container(norm))
+    parts = [norm["name"]]
+    if "groups" in norm:
+        parts.append(f"g{norm['groups']}")
+    if "c_group" in norm:
+        parts.append(f"c{norm['c_group']}")
+    if "window" in norm:
+        window = norm["window"]
+        if isinstance(window, list):
+            window = window[0] if window[0] == window[1] else f"{window[0]}x{window[1]}"
+        parts.append(f"w{window}")
+    return "_".join(parts)
+
+
+def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
+    task = OmegaConf.to_container(cfg.task, resolve=True)
+    for key in ("epochs", "devices", "crop", "mini"):  # they reach the run through data and trainer
+        task.pop(key)
+    model = task["model"]
+    for key in ("batch_size", "mini"):
+        model.pop(key)
+    model["pretrained"] = file_digest(model["pretrained"])
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    for key in ("root", "batch_size", "eval_batch_size", "workers", "epochs"):
+        data.pop(key)
+    identity = {
+        "task": task,
+        "norm": canonical_norm(OmegaConf.to_container(cfg.norm)),
+        "data": data,
+        "dataset": dataset,
+        "total_batch": total_batch,
+        "seed": cfg.seed,
+        "checkpoint": file_digest(cfg.checkpoint),
+        "epochs": cfg.trainer.max_epochs,
+        "precision": cfg.trainer.precision,
+    }
+    if cfg.norm.name == "bn":  # its statistics are those of one device's images
+        identity["batch_per_device"] = cfg.data.batch_size
+    return identity
+
+
+def file_digest(path: str | None) -> str | None:
+    """The first 12 hexadecimal digits of the file's SHA-256; None for no path."""
+    if path is None or not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("lcn", "torch", "torchvision", "pytorch-lightning", "timm", "numba", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with ``-dirty`` if files differ from it; None outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

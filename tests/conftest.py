@@ -1,0 +1,63 @@
+"""Shared by the tests: tiny data in Cityscapes' format, real samples, train.py as a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real samples; the test is skipped where there is none."""
+    if not REAL.is_dir():
+        pytest.skip("no real samples (../shared/data)")
+    return REAL
+
+
+def write_cityscapes(root: Path, splits: dict[str, int], size: tuple[int, int] = (64, 128)) -> Path:
+    """A few images in Cityscapes' layout: horizontal bands of road, building and sky."""
+    rng = np.random.default_rng(0)
+    for split, count in splits.items():
+        for index in range(count):
+            stem = f"town_{index:06d}_000000"
+            image_dir = root / "leftImg8bit" / split / "town"
+            label_dir = root / "gtFine" / split / "town"
+            image_dir.mkdir(parents=True, exist_ok=True)
+            label_dir.mkdir(parents=True, exist_ok=True)
+            bands = np.repeat(rng.permutation([7, 11, 23, 4]), -(-size[0] // 4))[: size[0]]
+            label = np.repeat(bands[:, None], size[1], axis=1).astype(np.uint8)
+            image = label[..., None] * [7, 3, 5] + rng.integers(0, 40, (*size, 3))
+            Image.fromarray(image.astype(np.uint8)).save(image_dir / f"{stem}_leftImg8bit.png")
+            Image.fromarray(label).save(label_dir / f"{stem}_gtFine_labelIds.png")
+    return root
+
+
+@pytest.fixture
+def tiny_cityscapes(tmp_path: Path) -> Path:
+    """8 training and 3 validation images of 64 x 128."""
+    return write_cityscapes(tmp_path / "cityscapes", {"train": 8, "val": 3})
+
+
+@pytest.fixture
+def train(tmp_path: Path):
+    """Runs ``python train.py`` with small settings; returns the finished process."""
+
+    def run(*overrides: str, env: dict[str, str] | None = None, timeout: float = 240):
+        command = [sys.executable, "train.py", f"runs={tmp_path / 'runs'}", *overrides]
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

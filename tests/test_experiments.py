@@ -1,0 +1,149 @@
+"""Every published row of Tables 1 to 4 is one experiment; the same experiment is the same run."""
+
+import csv
+
+import pytest
+from conftest import ROOT
+
+from tasks.cli import compose, options
+from tasks.models import scaled_norm
+from tasks.paper import paper_row
+from tasks.run import Run, norm_label
+
+ROWS = {
+    (table, tuple(row.values()))
+    for table in (1, 2, 3, 4)
+    for row in csv.DictReader((ROOT / f"results/paper/table{table}.csv").open())
+}
+
+
+def run_directory(*overrides, world_size=4, train_identity="t"):
+    cfg = compose(list(overrides))
+    return Run(cfg, train_identity, "v", world_size).directory
+
+
+def as_text(value):
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def test_experiments_are_the_published_rows():
+    found = set()
+    for name in options("experiment"):
+        cfg = compose([f"experiment={name}"])
+        row = paper_row(cfg)
+        assert name.startswith(f"table{row['table']}_")
+        found.add((row.pop("table"), tuple(as_text(value) for value in row.values())))
+    assert found == ROWS
+    assert len(options("experiment")) == len(ROWS) == 24
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_experiment_states_its_published_numbers_and_has_its_settings(name):
+    cfg = compose([f"experiment={name}"])
+    row = paper_row(cfg)
+    comment = (ROOT / f"configs/experiment/{name}.yaml").read_text().splitlines()[1]
+    for part in (f"Table {row['table']},", f"mIoU {row['miou']:.2f}", f"experiment={name}"):
+        assert part in comment
+    assert cfg.task.model.name == row["model"]
+    assert cfg.norm.name == row["norm"]
+    for key in ("groups", "c_group", "window"):
+        if key in row:
+            assert str(cfg.norm[key]) == row[key]
+    # section 4.1
+    assert (cfg.trainer.max_epochs, list(cfg.data.crop)) == (484, [512, 1024])
+    assert cfg.data.batch_size == {"hrnetv2_w48": 2, "hrnetv2_w18_small_v1": 4}[row["model"]]
+    optimizer = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005}
+    assert dict(cfg.task.optimizer) == optimizer
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("table1_w18_gn", {"name": "gn", "groups": 16}),
+        ("table1_w18_lcn", {"name": "lcn", "c_group": 2, "window": 227}),
+        ("table1_w48_lcn", {"name": "lcn", "c_group": 2, "window": 255}),
+        ("table3_c8", {"name": "lcn", "c_group": 8, "window": 227}),
+        ("table4_all", {"name": "lcn", "c_group": 2, "window": "all"}),
+    ],
+)
+def test_norm_settings_of_the_text(name, norm):
+    cfg = compose([f"experiment={name}"])
+    assert {key: cfg.norm[key] for key in norm} == norm
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ("table1_w18_lcn", "table3_c2", "table4_w227"),
+        ("table1_w18_gn", "table2_g16"),
+        ("table1_w18_ln", "table2_g1"),
+        ("table1_w18_in", "table2_gC"),
+    ],
+)
+@pytest.mark.parametrize("data", ["full", "mini"])
+def test_rows_that_are_the_same_experiment_are_the_same_run(same, data):
+    directories = {run_directory(f"experiment={name}", f"data={data}") for name in same}
+    assert len(directories) == 1
+
+
+def test_all_other_rows_are_runs_of_their_own():
+    directories = {run_directory(f"experiment={name}") for name in options("experiment")}
+    assert len(directories) == 24 - 5
+
+
+def test_a_plain_command_with_the_paper_s_settings_stands_beside_its_row():
+    assert paper_row(compose(["norm=lcn", "norm.window=227"]))["miou"] == 71.77
+    assert paper_row(compose(["norm=lcn", "norm.window=100"])) is None
+    assert paper_row(compose(["experiment=table4_w383", "norm.window=100"])) is None
+    assert paper_row(compose(["experiment=table4_w227"]))["table"] == 4
+
+
+def test_miniature_shrinks_crop_and_window_by_the_same_fraction():
+    cfg = compose(["experiment=table4_w255", "data=mini"])
+    assert list(cfg.data.crop) == [64, 128]
+    assert scaled_norm(cfg)["window"] == [31, 31]
+    assert scaled_norm(compose(["experiment=table4_all", "data=mini"]))["window"] == "all"
+    # rounding down keeps what is windowed windowed, and what is global global
+    for height in (256, 128, 64, 32, 16):
+        for window in (199, 227, 255, 383, 511):
+            assert (int(window / 8) < height / 8) == (window < height)
+
+
+def test_run_directory_is_named_after_what_decides_the_result():
+    base = run_directory("experiment=table1_w18_lcn")
+    for same in (
+        ["data.root=/elsewhere", "data.workers=0", "logger=tensorboard"],
+        ["trainer=ddp", "trainer.devices=4", "trainer.progress_bar=false"],
+        ["norm.window=[227,227]"],
+    ):
+        assert run_directory("experiment=table1_w18_lcn", *same) == base, same
+    same_total_batch = run_directory("experiment=table1_w18_lcn", "data.batch_size=8", world_size=2)
+    assert same_total_batch == base
+    for other in (
+        ["seed=1"],
+        ["norm.window=99"],
+        ["norm.eps=1e-3"],
+        ["task.optimizer.lr=0.02"],
+        ["trainer.max_epochs=3"],
+        ["data.crop=[256,256]"],
+        ["data=mini"],
+        ["data.batch_size=8"],
+    ):
+        assert run_directory("experiment=table1_w18_lcn", *other) != base, other
+    assert run_directory("experiment=table1_w18_lcn", train_identity="other photographs") != base
+
+
+def test_batch_norm_depends_on_the_images_per_device():
+    whole = run_directory("experiment=table1_w18_bn", "data.batch_size=16", world_size=1)
+    assert whole != run_directory("experiment=table1_w18_bn", world_size=4)
+
+
+def test_norm_labels_are_readable():
+    labels = {
+        "norm=bn": "bn",
+        "norm=gn": "gn_g16",
+        "norm=lcn": "lcn_c2_w227",
+    }
+    for override, label in labels.items():
+        assert norm_label(compose([override]).norm) == label
+    assert norm_label(compose(["norm=lcn", "norm.window=[31,63]"]).norm) == "lcn_c2_w31x63"

@@ -1,0 +1,241 @@
+"""Whole runs of ``train.py``: what they leave, how they continue, and how they stop."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, write_cityscapes
+from PIL import Image
+
+from tasks.cli import Busy, compose
+from tasks.run import Run
+
+SMALL = ["data.crop=[32,64]", "data.batch_size=4", "data.workers=0", "trainer=cpu"]
+
+
+def only_run(tmp_path: Path) -> Path:
+    (directory,) = (tmp_path / "runs/cityscapes").iterdir()
+    return directory
+
+
+def epochs(directory: Path) -> list[dict]:
+    with (directory / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def without_time(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cityscapes, tmp_path):
+    command = ["norm=lcn", f"data.root={tiny_cityscapes}", "trainer.max_epochs=3", *SMALL]
+    done = train(*command)
+    assert done.returncode == 0, done.stderr
+    directory = only_run(tmp_path)
+    for name in (
+        "config.yaml",
+        "train.log",
+        "metrics.csv",
+        "audit.csv",
+        "last.ckpt",
+        "result.json",
+    ):
+        assert (directory / name).stat().st_size > 0, name
+    assert not list(directory.glob("*.tmp"))
+
+    result = json.loads((directory / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert (result["task"], result["data"], result["seed"]) == ("cityscapes", "full", 0)
+    assert result["norm"]["name"] == "lcn"
+    assert (result["epochs"], result["steps"], result["world_size"]) == (3, 6, 1)
+    assert result["paper"]["miou"] == 71.77  # norm=lcn alone is the paper's setting
+    assert set(result["metrics"]) == {"miou", "pixel_acc", "mean_acc"}
+    assert all(0 <= value <= 100 for value in result["metrics"].values())
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert str(tiny_cityscapes) not in json.dumps(result)
+
+    rows = epochs(directory)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["miou"]) == result["metrics"]["miou"]
+    assert result["best"]["miou"] == max(float(row["miou"]) for row in rows)
+    # poly: 0.01 * (1 - iteration / 6) ** 0.9, after 2, 4 and 6 of 6 iterations
+    for row, done_share in zip(rows, (1 / 3, 2 / 3, 1), strict=True):
+        assert float(row["lr"]) == pytest.approx(0.01 * (1 - done_share) ** 0.9, abs=1e-12)
+
+    for part in (
+        "windowed:",
+        "1,540,819 parameters",
+        "warning: the total batch is 4",
+        "difference",
+    ):
+        assert part in done.stdout, part
+    # a map of 16 x 32 at stride 2 is all that a window of 227 could see a part of
+    audit = list(csv.DictReader((directory / "audit.csv").open()))
+    assert len(audit) == 2 * 72
+    assert {row["windowed"] for row in audit} == {"False"}
+
+    before = (directory / "result.json").stat().st_mtime_ns
+    again = train(*command)
+    assert again.returncode == 0
+    assert "finished already" in again.stderr
+    assert (directory / "result.json").stat().st_mtime_ns == before
+
+    checkpoint = directory / "last.ckpt"
+    evaluated = train(*command, "mode=test", f"checkpoint={checkpoint}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"{result['metrics']['miou']:.2f}" in evaluated.stdout.splitlines()[0]
+    other = train("norm=gn", *command[1:], "mode=test", f"checkpoint={checkpoint}")
+    assert other.returncode == 2
+    assert "is the checkpoint of another model" in other.stderr
+
+
+def test_a_killed_run_continues_to_the_same_numbers(train, tiny_cityscapes, tmp_path):
+    command = ["norm=gn", f"data.root={tiny_cityscapes}", "trainer.max_epochs=4", *SMALL]
+    straight = train(*command, f"runs={tmp_path / 'straight'}")
+    assert straight.returncode == 0, straight.stderr
+
+    process = subprocess.Popen(
+        [sys.executable, "train.py", f"runs={tmp_path / 'runs'}", *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").rglob("last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    directory = only_run(tmp_path)
+    assert not (directory / "result.json").exists()
+
+    resumed = train(*command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continuing after epoch" in resumed.stdout
+    (reference,) = (tmp_path / "straight/cityscapes").iterdir()
+    assert reference.name == directory.name
+    assert without_time(epochs(directory)) == without_time(epochs(reference))
+    ours, theirs = (torch.load(d / "last.ckpt")["state_dict"] for d in (directory, reference))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_two_processes_train_like_one_with_the_same_total_batch(train, tmp_path):
+    data = write_cityscapes(tmp_path / "cityscapes", {"train": 8, "val": 5})
+    command = ["norm=lcn", "norm.window=8", f"data.root={data}", "trainer.max_epochs=2", *SMALL]
+    one = train(*command)
+    assert one.returncode == 0, one.stderr
+    two = train(
+        *command,
+        f"runs={tmp_path / 'two'}",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "data.batch_size=2",
+    )
+    assert two.returncode == 0, two.stderr
+    (directory,) = (tmp_path / "two/cityscapes").iterdir()
+    assert directory.name == only_run(tmp_path).name
+    results = [json.loads((d / "result.json").read_text()) for d in (only_run(tmp_path), directory)]
+    assert [r["world_size"] for r in results] == [1, 2]
+    for name, value in results[0]["metrics"].items():
+        assert results[1]["metrics"][name] == pytest.approx(value, abs=0.1), name
+    weights = [torch.load(d / "last.ckpt")["state_dict"] for d in (only_run(tmp_path), directory)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_learning_rate(
+    train, tiny_cityscapes, tmp_path
+):
+    done = train(
+        "norm=bn", f"data.root={tiny_cityscapes}", "task.optimizer.lr=1e18", "trainer.max_epochs=5",
+        *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "training diverged" in done.stderr
+    assert "at step" in done.stderr
+    assert "learning rate" in done.stderr
+    assert "Traceback" not in done.stderr
+    directory = only_run(tmp_path)
+    assert not (directory / "result.json").exists()
+    for checkpoint in directory.glob("*.ckpt"):
+        weights = torch.load(checkpoint)["state_dict"].values()
+        assert all(torch.isfinite(w).all() for w in weights if w.is_floating_point())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_met_in_training_is_named(train, tiny_cityscapes, workers):
+    path = sorted((tiny_cityscapes / "leftImg8bit/train").rglob("*.png"))[2]
+    path.write_bytes(path.read_bytes()[:200])
+    done = train(
+        "norm=bn", f"data.root={tiny_cityscapes}", "trainer.max_epochs=1", *SMALL,
+        f"data.workers={workers}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert f"{path.name} cannot be read" in message
+    assert "Traceback" not in done.stderr
+
+
+def test_total_batch_larger_than_the_training_split_is_named(train, tiny_cityscapes):
+    done = train(f"data.root={tiny_cityscapes}", *SMALL, "data.batch_size=9")
+    assert done.returncode == 2
+    assert "the training split has 8 images, less than a total batch of 9" in done.stderr
+
+
+def test_damaged_checkpoint_of_a_run_is_named(train, tiny_cityscapes, tmp_path):
+    command = ["norm=gn", f"data.root={tiny_cityscapes}", "trainer.max_epochs=1", *SMALL]
+    assert train(*command).returncode == 0
+    directory = only_run(tmp_path)
+    (directory / "result.json").unlink()
+    (directory / "last.ckpt").write_bytes(b"nothing")
+    done = train(*command)
+    assert done.returncode == 2
+    assert "last.ckpt cannot be read" in done.stderr
+
+
+def test_second_process_leaves_a_run_alone(tmp_path):
+    cfg = compose([f"runs={tmp_path}"])
+    with Run(cfg, "t", "v", 1), pytest.raises(Busy, match="another process works on"):
+        Run(cfg, "t", "v", 1).__enter__()
+    with Run(cfg, "t", "v", 1):
+        pass
+
+
+def test_a_sweep_goes_on_after_a_run_that_fails(train, tiny_cityscapes, tmp_path):
+    done = train(
+        "-m", "norm=gn", "norm.groups=32,16", f"data.root={tiny_cityscapes}",
+        "trainer.max_epochs=1", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "transition1.0.1" in done.stderr
+    assert (only_run(tmp_path) / "result.json").exists()
+
+
+def test_real_photographs_train(train, real_data, tmp_path):
+    done = train(
+        "norm=lcn", "norm.window=28", f"data.root={real_data / 'cityscapes'}",
+        "data.crop=[96,128]", "data.batch_size=8", "trainer.max_epochs=1", "trainer=cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["steps"] == 5
+    assert result["paper"] is None
+
+
+def test_a_row_runs_on_the_miniature(train, tmp_path):
+    done = train("experiment=table4_w199", "data=mini", "trainer.max_epochs=1", "trainer=cpu")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert (result["experiment"], result["data"]) == ("table4_w199", "mini")
+    assert result["norm"]["window"] == 199
+    assert result["norm"]["window_used"] == [24, 24]
+    assert result["paper"]["miou"] == 71.55
+    sample = next((ROOT / "data/mini").rglob("*_leftImg8bit.png"))
+    assert Image.open(sample).size == (256, 128)

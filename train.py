@@ -1,0 +1,56 @@
+"""One command = one run = one row of a table: ``python train.py --help``."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from tasks import cli
+from tasks.checks import check_config
+from tasks.data import open_datasets
+from tasks.run import Run
+
+
+@hydra.main(str(Path(__file__).parent / "configs"), "train", version_base="1.3")
+@cli.one_run
+def train(cfg: DictConfig) -> None:
+    check_config(cfg)
+    train_set, eval_set = open_datasets(cfg)
+
+    # torch only from here on: a mistake in the configuration or missing data is answered at once.
+    import pytorch_lightning as pl
+
+    from tasks import training
+    from tasks.data.loading import DataModule
+    from tasks.models import build_model, load_weights, scaled_norm
+    from tasks.segmentation import Segmentation
+
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    model = build_model(cfg)
+    norm = scaled_norm(cfg)
+    if cfg.checkpoint is not None:
+        load_weights(model, cfg.checkpoint, norm if cfg.mode == "test" else None)
+    module = Segmentation(model, cfg.task, norm)
+    data = DataModule(cfg, train_set, eval_set)
+    if cfg.mode == "test":
+        training.evaluate(cfg, module, data)
+        return
+
+    with Run(cfg, train_set.identity, eval_set.identity, training.world_size(cfg.trainer)) as run:
+        if run.result is not None:
+            cli.say(f"finished already: {run.directory / 'result.json'}")
+            training.print_row(run.result)
+            return
+        trainer, history = training.make_trainer(cfg, run)
+        training.describe(cfg, run, model, train_set, eval_set)
+        trainer.fit(module, data, ckpt_path=training.checkpoint_to_continue(run, model))
+        if not module.scores:  # the last epoch was not one of those evaluated
+            trainer.validate(module, data, verbose=False)
+        if trainer.is_global_zero:
+            run.write_result(training.make_result(cfg, run, trainer, module, history))
+            training.print_row(run.result)
+            cli.say(f"\nresult, metrics, log, checkpoint: {run.directory}")
+
+
+if __name__ == "__main__":
+    cli.main(train)
