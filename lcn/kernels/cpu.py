@@ -6,6 +6,8 @@ computed again.
 """
 
 import functools
+import struct
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ..window import covers_map
 from . import cpu_loops, threads
-from .cpu_loops import DETACHED, FINISH, FOLD, JOB, MAP, MAP_FROM_SUMS, MAP_SUMS, WINDOWS
+from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, MAP, MAP_FROM_SUMS, MAP_SUMS, WINDOWS
 
 # As stored for Numba, and the precision to work in.
 _ELEMENTS: dict[torch.dtype, tuple[Any, Any, torch.dtype]] = {
@@ -26,6 +28,7 @@ _ELEMENTS: dict[torch.dtype, tuple[Any, Any, torch.dtype]] = {
 }
 # Fewer elements than this per thread are not worth waking a thread for.
 _GRAIN = 8192
+_NEXT_TASK, _STAGE, _PLANES = map(JOB_FIELDS.index, ("next_task", "stage", "planes_ptr"))
 
 
 @functools.cache
@@ -86,13 +89,12 @@ class _Geometry:
     def groups(self) -> int:
         return self.shape[0] * (self.shape[1] // self.per_group)
 
-    def job(self, *tensors: Tensor, **fields: int) -> np.ndarray:
-        """A job for inputs ``tensors`` (``x``, and ``grad`` in the backward)."""
+    def job(self, *inputs: Tensor, **addresses: int) -> "array[int]":
+        """A job as the loops read it, for ``inputs`` ``x`` and, in the backward, ``grad``."""
         n, c, h, w = self.shape
-        job = np.zeros(1, JOB)
         if self.whole_map:
             rows = columns = _Axis(1, 1, 1, 0)
-            if self.bands == 1 and all(h == 1 or tensor.stride(2) == w for tensor in tensors):
+            if self.bands == 1 and all(h == 1 or tensor.stride(2) == w for tensor in inputs):
                 h, w = 1, h * w  # one long row: the place of a cell does not matter
         else:
             rows = _axis(h, self.window[0], self.rule)
@@ -100,31 +102,37 @@ class _Geometry:
         slots = rows.count - 1 + self.bands
         if self.bands == 1:
             slots = 1 if self.rule == "tiled" else min(rows.size + 1, rows.count)
-        record = job[0]
-        record["samples"], record["channels"], record["height"], record["width"] = n, c, h, w
-        record["per_group"], record["bands"], record["slots"] = self.per_group, self.bands, slots
-        record["tiled"], record["unbiased"] = self.rule == "tiled", self.rule == "released"
-        record["row_count"], record["row_size"], record["row_step"] = (
-            rows.count,
-            rows.size,
-            rows.step,
-        )
-        record["col_count"], record["col_size"], record["col_step"] = (
-            columns.count,
-            columns.size,
-            columns.step,
-        )
-        record["offset"], record["eps"] = rows.offset, self.eps
-        for name, tensor in zip(("x", "grad"), tensors, strict=False):
-            record[f"{name}_ptr"] = tensor.data_ptr()
-            record[f"{name}_n"], record[f"{name}_c"], record[f"{name}_h"] = tensor.stride()[:3]
-        for name, value in fields.items():
-            record[name] = value
+        x, grad = inputs[0], inputs[-1]
+        fields = {
+            **addresses,
+            "x_ptr": x.data_ptr(),
+            "grad_ptr": grad.data_ptr(),
+            **dict(zip(("x_n", "x_c", "x_h"), x.stride(), strict=False)),
+            **dict(zip(("grad_n", "grad_c", "grad_h"), grad.stride(), strict=False)),
+            "samples": n,
+            "channels": c,
+            "height": h,
+            "width": w,
+            "per_group": self.per_group,
+            "bands": self.bands,
+            "slots": slots,
+            "tiled": self.rule == "tiled",
+            "unbiased": self.rule == "released",
+            "row_count": rows.count,
+            "row_size": rows.size,
+            "row_step": rows.step,
+            "col_count": columns.count,
+            "col_size": columns.size,
+            "offset": rows.offset,
+        }
+        job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
+        struct.pack_into("d", job, 8 * (len(job) - 1), self.eps)  # eps is the last field
         return job
 
-    def run(self, body: Any, job: np.ndarray, stage: int) -> None:
-        job["stage"], job["next_task"] = stage, 0
-        threads.run(body.address, job.ctypes.data, min(self.threads, self.groups * self.bands))
+    def run(self, body: Any, job: "array[int]", stage: int) -> None:
+        job[_NEXT_TASK], job[_STAGE] = 0, stage
+        address, _ = job.buffer_info()
+        threads.run(body.address, address, min(self.threads, self.groups * self.bands))
 
 
 def forward(
@@ -200,13 +208,13 @@ def _run_backward(
     elif geometry.whole_map:
         per_group = 2 + 2 * geometry.per_group
         sums = torch.empty(geometry.groups, geometry.bands, per_group, dtype=torch.float64)
-        job["planes_ptr"] = sums.data_ptr()
+        job[_PLANES] = sums.data_ptr()
         geometry.run(body, job, MAP_SUMS)
         geometry.run(body, job, MAP_FROM_SUMS)
     else:
-        slots = int(job["slots"][0])
+        slots = job[JOB_FIELDS.index("slots")]
         planes = torch.empty(geometry.groups, slots, 3, x.shape[3], dtype=weight.dtype)
-        job["planes_ptr"] = planes.data_ptr()
+        job[_PLANES] = planes.data_ptr()
         geometry.run(body, job, FOLD)
         geometry.run(body, job, FINISH)
 

@@ -26,24 +26,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 # What a task reads; fields that end in _ptr are addresses.
-JOB = np.dtype(
-    [
-        ("next_task", np.int64),
-        *[
-            (f"{name}_ptr", np.int64)
-            for name in ("x", "grad", "out", "weight", "bias", "partial", "planes")
-        ],
-        *[(name, np.int64) for name in ("samples", "channels", "height", "width")],
-        *[(name, np.int64) for name in ("x_n", "x_c", "x_h", "grad_n", "grad_c", "grad_h")],
-        *[
-            (name, np.int64)
-            for name in ("stage", "per_group", "bands", "slots", "tiled", "unbiased")
-        ],
-        *[(name, np.int64) for name in ("row_count", "row_size", "row_step")],
-        *[(name, np.int64) for name in ("col_count", "col_size", "col_step", "offset")],
-        ("eps", np.float64),
-    ]
+JOB_FIELDS = (
+    "next_task",
+    *("x_ptr", "grad_ptr", "out_ptr", "weight_ptr", "bias_ptr", "partial_ptr", "planes_ptr"),
+    *("samples", "channels", "height", "width"),
+    *("x_n", "x_c", "x_h", "grad_n", "grad_c", "grad_h"),
+    *("stage", "per_group", "bands", "slots", "tiled", "unbiased"),
+    *("row_count", "row_size", "row_step", "col_count", "col_size", "offset"),
+    "eps",
 )
+JOB = np.dtype([(name, np.float64 if name == "eps" else np.int64) for name in JOB_FIELDS])
 
 # No "reassoc" where a difference of close numbers counts, no "nnan": a NaN must stay one.
 _EXACT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
@@ -793,34 +785,58 @@ def _backward_detached(job, x, grad, out, weight, partial, n, g, band):
 # ---------------------------------------------------------------- the whole map
 #
 # One statistic per group.  ``planes`` holds the sums of each band where there is more than one.
+# Where the cells of a group lie in one piece they are one run; otherwise a run is a row.
+
+
+@njit
+def _is_one_piece(job, channel_stride):
+    return job.height == 1 and channel_stride == job.width
 
 
 @njit(**_SUMS)
-def _row_sums(row, shift):
+def _sum_run(run, shift):
     total = 0.0
     squares = 0.0
-    for j in range(row.size):
-        value = np.float64(_read(row, j)) - shift
+    for j in range(run.size):
+        value = np.float64(_read(run, j)) - shift
         total += value
         squares += value * value
     return total, squares
 
 
 @njit(**_SUMS)
-def _row_products(row, grad, shift):
-    """Sums over a row: x, x^2, grad, grad x, with x counted from ``shift``."""
-    total = 0.0
-    squares = 0.0
-    sum_grad = 0.0
-    products = 0.0
-    for j in range(row.size):
-        value = np.float64(_read(row, j)) - shift
-        g = np.float64(_read(grad, j))
-        total += value
-        squares += value * value
-        sum_grad += g
-        products += g * value
-    return total, squares, sum_grad, products
+def _add_run_products(run, grad, shift, sums):
+    """Add the sums of grad and grad x of each channel of a run to ``sums`` ``[2 channels]``."""
+    channels = sums.size // 2
+    n = run.size // channels
+    for c in range(channels):
+        sum_grad = 0.0
+        products = 0.0
+        for j in range(n):
+            g = np.float64(_read(grad, c * n + j))
+            sum_grad += g
+            products += g * (np.float64(_read(run, c * n + j)) - shift)
+        sums[2 * c] += sum_grad
+        sums[2 * c + 1] += products
+
+
+@njit(**_EXACT)
+def _normalize_run(run, out, high, low, rstd, weight, bias):
+    n = run.size // weight.size
+    for c in range(weight.size):
+        scale = rstd * weight[c]
+        for j in range(n):
+            _write(out, c * n + j, (_read(run, c * n + j) - high - low) * scale + bias[c])
+
+
+@njit(**_EXACT)
+def _input_gradient_run(run, grad, out, rstd, weight, q, constant, shift):
+    n = run.size // weight.size
+    for c in range(weight.size):
+        scale = rstd * weight[c]
+        for j in range(n):
+            value = _read(run, c * n + j) - shift
+            _write(out, c * n + j, _read(grad, c * n + j) * scale - value * q - constant)
 
 
 @njit
@@ -835,35 +851,20 @@ def _map_moments(total, squares, job):
 
 @njit
 def _sum_map(job, x, n, g, band, sums):
-    """Sums of ``x`` and its square over a band of a group."""
+    """Sums of ``x`` and its square, from the shift, over a band of a group."""
     base = n * job.x_n + g * job.per_group * job.x_c
     shift = np.float64(_read(x, base))
-    if job.height == 1 and job.x_c == job.width:
-        sums[0], sums[1] = _row_sums(_row(x, base, job.per_group * job.width), shift)
+    if _is_one_piece(job, job.x_c):
+        sums[0], sums[1] = _sum_run(_row(x, base, job.per_group * job.width), shift)
         return
+    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
     sums[0] = 0.0
     sums[1] = 0.0
     for c in range(job.per_group):
-        for i in range(_band_start(band, job), _band_start(band + 1, job)):
-            total, squares = _row_sums(_row(x, base + c * job.x_c + i * job.x_h, job.width), shift)
+        for i in range(first_row, stop_row):
+            total, squares = _sum_run(_row(x, base + c * job.x_c + i * job.x_h, job.width), shift)
             sums[0] += total
             sums[1] += squares
-
-
-@njit(**_EXACT)
-def _scale_shift_row(row, out, high, low, scale, bias):
-    for j in range(row.size):
-        _write(out, j, (_read(row, j) - high - low) * scale + bias)
-
-
-@njit
-def _map_scalars(mean, variance, eps, weight):
-    """Mean as high and low, and 1 / std, rounded to the working precision."""
-    scalars = np.empty(3, weight.dtype)
-    scalars[0] = mean
-    scalars[1] = mean - scalars[0]
-    scalars[2] = 1.0 / np.sqrt(variance + eps)
-    return scalars
 
 
 @njit
@@ -872,83 +873,105 @@ def _forward_map(job, x, out, weight, bias, n, g, band, total, squares):
     base = n * job.x_n + g * job.per_group * job.x_c
     mean, variance, _ = _map_moments(total, squares, job)
     mean += np.float64(_read(x, base))
-    high, low, rstd = _map_scalars(mean, variance, job.eps, weight)
-    for c in range(job.per_group):
-        channel = g * job.per_group + c
-        scale = rstd * weight[channel]
-        for i in range(_band_start(band, job), _band_start(band + 1, job)):
-            _scale_shift_row(
-                _row(x, base + c * job.x_c + i * job.x_h, job.width),
+    high = weight.dtype.type(mean)
+    low = weight.dtype.type(mean - high)
+    rstd = weight.dtype.type(1.0 / np.sqrt(variance + job.eps))
+    first = g * job.per_group
+    if _is_one_piece(job, job.x_c):
+        size = job.per_group * job.width
+        _normalize_run(
+            _row(x, base, size),
+            _row(out, (n * job.channels + first) * job.width, size),
+            high,
+            low,
+            rstd,
+            _row(weight, first, job.per_group),
+            _row(bias, first, job.per_group),
+        )
+        return
+    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
+    for channel in range(first, first + job.per_group):
+        for i in range(first_row, stop_row):
+            _normalize_run(
+                _row(x, n * job.x_n + channel * job.x_c + i * job.x_h, job.width),
                 _out_row(out, n, channel, i, job),
                 high,
                 low,
-                scale,
-                bias[channel],
+                rstd,
+                _row(weight, channel, 1),
+                _row(bias, channel, 1),
             )
 
 
 @njit
 def _sum_map_products(job, x, grad, n, g, band, sums):
-    """Sums over a band of a group: x, x^2, and for each channel grad, grad x."""
-    base = n * job.x_n + g * job.per_group * job.x_c
+    """Sums over a band of a group: x and x^2, then for each channel grad and grad x."""
+    _sum_map(job, x, n, g, band, sums)
+    first = g * job.per_group
+    base, grad_base = n * job.x_n + first * job.x_c, n * job.grad_n + first * job.grad_c
     shift = np.float64(_read(x, base))
-    sums[:] = 0.0
+    sums[2:] = 0.0
+    if _is_one_piece(job, job.x_c) and _is_one_piece(job, job.grad_c):
+        size = job.per_group * job.width
+        _add_run_products(_row(x, base, size), _row(grad, grad_base, size), shift, sums[2:])
+        return
+    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
     for c in range(job.per_group):
-        channel = g * job.per_group + c
-        for i in range(_band_start(band, job), _band_start(band + 1, job)):
-            total, squares, sum_grad, products = _row_products(
+        for i in range(first_row, stop_row):
+            _add_run_products(
                 _row(x, base + c * job.x_c + i * job.x_h, job.width),
-                _row(grad, n * job.grad_n + channel * job.grad_c + i * job.grad_h, job.width),
+                _row(grad, grad_base + c * job.grad_c + i * job.grad_h, job.width),
                 shift,
+                sums[2 + 2 * c : 4 + 2 * c],
             )
-            sums[0] += total
-            sums[1] += squares
-            sums[2 + 2 * c] += sum_grad
-            sums[3 + 2 * c] += products
-
-
-@njit(**_EXACT)
-def _map_gradient_row(row, grad, out, scale, q, constant, shift):
-    for j in range(row.size):
-        _write(out, j, _read(grad, j) * scale - (_read(row, j) - shift) * q - constant)
 
 
 @njit
 def _backward_map(job, x, grad, out, weight, partial, n, g, band, sums):
     """The gradient of a band of a group from the sums of the whole group."""
-    base = n * job.x_n + g * job.per_group * job.x_c
+    first = g * job.per_group
+    base, grad_base = n * job.x_n + first * job.x_c, n * job.grad_n + first * job.grad_c
     shift = _read(x, base)
     mean, variance, divisor = _map_moments(sums[0], sums[1], job)
-    rstd = 1.0 / np.sqrt(variance + job.eps)
+    exact_rstd = 1.0 / np.sqrt(variance + job.eps)
     a = 0.0
     b = 0.0
     for c in range(job.per_group):
-        channel = g * job.per_group + c
         sum_grad = sums[2 + 2 * c]
         centred = sums[3 + 2 * c] - mean * sum_grad
-        a += weight[channel] * sum_grad
-        b += weight[channel] * centred
+        a += weight[first + c] * sum_grad
+        b += weight[first + c] * centred
         if band == 0:
-            partial[0, channel] = centred * rstd
-            partial[1, channel] = sum_grad
+            partial[0, first + c] = centred * exact_rstd
+            partial[1, first + c] = sum_grad
+    exact_q = exact_rstd * exact_rstd * exact_rstd * b / divisor
     n_cells = job.per_group * job.height * job.width
-    q = rstd * rstd * rstd * b / divisor
-    constant = rstd * a / n_cells - mean * q
-    scalars = np.empty(2, weight.dtype)
-    scalars[0] = q
-    scalars[1] = constant
+    constant = weight.dtype.type(exact_rstd * a / n_cells - mean * exact_q)
+    rstd, q = weight.dtype.type(exact_rstd), weight.dtype.type(exact_q)
+    if _is_one_piece(job, job.x_c) and _is_one_piece(job, job.grad_c):
+        size = job.per_group * job.width
+        _input_gradient_run(
+            _row(x, base, size),
+            _row(grad, grad_base, size),
+            _row(out, (n * job.channels + first) * job.width, size),
+            rstd,
+            _row(weight, first, job.per_group),
+            q,
+            constant,
+            shift,
+        )
+        return
+    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
     for c in range(job.per_group):
-        channel = g * job.per_group + c
-        scale = np.empty(1, weight.dtype)
-        scale[0] = rstd * weight[channel]
-        for i in range(_band_start(band, job), _band_start(band + 1, job)):
-            _map_gradient_row(
+        for i in range(first_row, stop_row):
+            _input_gradient_run(
                 _row(x, base + c * job.x_c + i * job.x_h, job.width),
-                _row(grad, n * job.grad_n + channel * job.grad_c + i * job.grad_h, job.width),
-                _out_row(out, n, channel, i, job),
-                scale[0],
-                scalars[0],
-                scalars[1],
+                _row(grad, grad_base + c * job.grad_c + i * job.grad_h, job.width),
+                _out_row(out, n, first + c, i, job),
+                rstd,
+                _row(weight, first + c, 1),
+                q,
+                constant,
                 shift,
             )
 
