@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernels.select import select_kernel
+
 _ARGUMENTS = "int channels_per_group, int p, int q, float eps, str rule, str backend"
 
 torch.library.define(
@@ -37,8 +39,8 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-@torch.library.impl("lcn::local_context_norm", "CPU")
-def _forward_cpu(
+@torch.library.impl("lcn::local_context_norm", ("CPU", "CUDA"))
+def _forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -49,14 +51,13 @@ def _forward_cpu(
     rule: str,
     backend: str,
 ) -> Tensor:
-    from .kernels import cpu  # Numba takes longer to import than the rest of the package
-
-    y = cpu.forward(x, weight, bias, channels_per_group, (p, q), eps, rule)
+    kernel = select_kernel(x.device, backend)
+    y = kernel.forward(x, weight, bias, channels_per_group, (p, q), eps, rule)
     return y.contiguous(memory_format=_memory_format(x))
 
 
-@torch.library.impl("lcn::local_context_norm_backward", "CPU")
-def _backward_cpu(
+@torch.library.impl("lcn::local_context_norm_backward", ("CPU", "CUDA"))
+def _backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -67,9 +68,8 @@ def _backward_cpu(
     rule: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from .kernels import cpu
-
-    dx, dweight, dbias = cpu.backward(grad, x, weight, channels_per_group, (p, q), eps, rule)
+    kernel = select_kernel(x.device, backend)
+    dx, dweight, dbias = kernel.backward(grad, x, weight, channels_per_group, (p, q), eps, rule)
     dtype = x.dtype if weight is None else weight.dtype
     return dx.contiguous(memory_format=_memory_format(x)), dweight.to(dtype), dbias.to(dtype)
 
@@ -94,7 +94,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.arguments = arguments
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
     dx, dweight, dbias = _backward_operator(grad, x, weight, *ctx.arguments)
     return (
@@ -105,7 +105,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
 
 
-torch.library.register_autograd("lcn::local_context_norm", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "lcn::local_context_norm", _apply_backward, setup_context=_setup_context
+)
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> None:
