@@ -1,0 +1,366 @@
+"""Time and memory of Local Context Normalization beside GroupNorm and the paper's Algorithm 1.
+
+    python scripts/benchmark.py                          everything below, about ten minutes
+    python scripts/benchmark.py --only shapes windows --batch 1 --threads 1
+
+Every ratio compares times of one run, taken in turns on the same tensor and threads; each time is
+the smallest of the repetitions, the one least disturbed by whatever else the machine does.
+Writes benchmark.csv and benchmark.png (cost over window size) to --output.
+"""
+
+import argparse
+import csv
+import math
+import multiprocessing
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lcn import convert_norm
+from lcn.functional import local_context_norm
+
+# The feature maps a norm layer sees, with the paper's c_group, window and batch size per process:
+# (what, batch, channels, height, width, c_group, window)
+SHAPES = [
+    ("HRNet-W18-small 512x1024, stem", 4, 64, 256, 512, 2, 227),
+    ("HRNet-W18-small 512x1024, stage 1", 4, 64, 128, 256, 2, 227),
+    ("HRNet-W18-small 512x1024, branch 1", 4, 16, 128, 256, 2, 227),
+    ("HRNet-W18-small 512x1024, branch 2", 4, 32, 64, 128, 2, 227),
+    ("HRNet-W18-small 512x1024, branch 3", 4, 64, 32, 64, 2, 227),
+    ("HRNet-W18-small 512x1024, branch 4", 4, 128, 16, 32, 2, 227),
+    ("U-Net 572, level 1", 12, 64, 570, 570, 4, 91),
+    ("U-Net 572, level 2", 12, 128, 282, 282, 4, 91),
+    ("U-Net 572, level 3", 12, 256, 138, 138, 4, 91),
+    ("U-Net 572, level 4", 12, 512, 66, 66, 4, 91),
+    ("U-Net 572, level 5", 12, 1024, 30, 30, 4, 91),
+    ("U-Net 256, level 1", 96, 64, 256, 256, 4, 31),
+    ("U-Net 256, level 2", 96, 128, 128, 128, 4, 31),
+    ("U-Net 256, level 3", 96, 256, 64, 64, 4, 31),
+    ("U-Net 256, level 4", 96, 512, 32, 32, 4, 31),
+    ("U-Net 256, level 5", 96, 1024, 16, 16, 4, 31),
+    ("ResNet-50 224, stem", 32, 64, 112, 112, 32, 127),
+    ("ResNet-50 224, stage 1", 32, 256, 56, 56, 32, 127),
+    ("ResNet-50 224, stage 2", 32, 512, 28, 28, 32, 127),
+    ("ResNet-50 224, stage 3", 32, 1024, 14, 14, 32, 127),
+    ("ResNet-50 224, stage 4", 32, 2048, 7, 7, 32, 127),
+]
+WINDOWS = (3, 7, 15, 31, 63, 127, 255, "all")
+PARTS = ("shapes", "windows", "algorithm1", "layouts", "memory", "step", "start")
+
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def algorithm1(
+    x: Tensor, weight: Tensor, bias: Tensor, c_group: int, window: int, eps: float = 1e-5
+) -> Tensor:
+    """Algorithm 1 of the paper as it is written: two integral images, dilated convolutions.
+
+    For comparison only; float32 integral images lose all digits on inputs with an offset.
+    """
+    c, h, w = x.shape[1:]
+    p, q = min(window, h), min(window, w)
+    corners = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=x.dtype).reshape(1, 1, 1, 2, 2)
+    corners = corners.expand(1, 1, c_group, 2, 2)
+    above, left = (h - (h - p + 1)) // 2, (w - (w - q + 1)) // 2
+
+    def window_sums(values: Tensor) -> Tensor:
+        integral = F.pad(values.cumsum(2).cumsum(3), (1, 0, 1, 0)).unsqueeze(1)
+        sums = F.conv3d(integral, corners, stride=(c_group, 1, 1), dilation=(1, p, q)).squeeze(1)
+        margins = (left, w - sums.shape[3] - left, above, h - sums.shape[2] - above)
+        return F.pad(sums, margins, mode="replicate").repeat_interleave(c_group, dim=1)
+
+    count = c_group * p * q
+    sums, squares = window_sums(x), window_sums(x * x)
+    mean = sums / count
+    variance = (squares - sums * mean) / count
+    normed = (x - mean) / torch.sqrt(variance + eps)
+    return normed * weight.reshape(1, c, 1, 1) + bias.reshape(1, c, 1, 1)
+
+
+def layers(c_group: int, window: int | str) -> dict[str, Function]:
+    return {
+        "gn": lambda x, weight, bias: F.group_norm(x, x.shape[1] // c_group, weight, bias),
+        "lcn": lambda x, weight, bias: local_context_norm(
+            x, weight, bias, channels_per_group=c_group, window=window
+        ),
+    }
+
+
+def best_times(
+    functions: dict[str, Function],
+    shape: tuple[int, ...],
+    backward: bool,
+    seconds: float,
+    prepare: Callable[[Tensor], Tensor] = lambda x: x,
+) -> dict[str, float]:
+    """The smallest time of each function in seconds, taken in turns; 4 to 100 rounds."""
+    x, grad = (prepare(torch.randn(shape)) for _ in range(2))
+    weight, bias = torch.ones(shape[1]), torch.zeros(shape[1])
+    for tensor in (x, weight, bias):
+        tensor.requires_grad_(backward)
+
+    def once(function: Function) -> float:
+        start = time.perf_counter()
+        with torch.set_grad_enabled(backward):
+            y = function(x, weight, bias)
+            if backward:
+                torch.autograd.grad(y, (x, weight, bias), grad)
+        return time.perf_counter() - start
+
+    for function in functions.values():
+        once(function)
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    end = time.perf_counter() + seconds
+    while len(times["gn"]) < 4 or (time.perf_counter() < end and len(times["gn"]) < 100):
+        for name, function in functions.items():
+            times[name].append(once(function))
+    return {name: min(values) for name, values in times.items()}
+
+
+def measure_shapes(options: argparse.Namespace, table: "Table") -> None:
+    ratios: dict[str, list[float]] = {"forward": [], "forward+backward": []}
+    for what, batch, c, h, w, c_group, window in SHAPES:
+        shape = (options.batch or batch, c, h, w)
+        for mode, found in ratios.items():
+            times = best_times(layers(c_group, window), shape, mode != "forward", options.seconds)
+            found.append(times["lcn"] / times["gn"])
+            table.add("shapes", what, mode, shape, c_group, window, times)
+    for mode, found in ratios.items():
+        mean = math.exp(statistics.fmean(map(math.log, found)))
+        table.say(f"shapes, {mode}: geometric mean {mean:.2f}, worst {max(found):.2f} of GroupNorm")
+
+
+def measure_windows(options: argparse.Namespace, table: "Table") -> None:
+    """One shape, all windows in one round, so that all ratios are of one run."""
+    shape = (options.batch or 4, 64, 256, 512)
+    functions = {"gn": layers(2, "all")["gn"]}
+    functions.update({f"{window}": layers(2, window)["lcn"] for window in WINDOWS})
+    for mode in ("forward", "forward+backward"):
+        times = best_times(functions, shape, mode != "forward", 4 * options.seconds)
+        for window in WINDOWS:
+            row = {"gn": times["gn"], "lcn": times[str(window)]}
+            table.add("windows", f"window {window}", mode, shape, 2, window, row)
+        ours = [times[str(window)] for window in WINDOWS]
+        table.say(f"windows, {mode}: slowest over fastest {max(ours) / min(ours):.2f}")
+
+
+def measure_algorithm1(options: argparse.Namespace, table: "Table") -> None:
+    ratios = []
+    for window in (31, 127, 255):
+        shape = (1, 64, 256, 512)
+        functions = {**layers(2, window)}
+        functions["algorithm1"] = lambda x, weight, bias, window=window: algorithm1(
+            x, weight, bias, 2, window
+        )
+        times = best_times(functions, shape, True, options.seconds)
+        ratios.append(times["algorithm1"] / times["lcn"])
+        table.add("algorithm1", f"window {window}", "forward+backward", shape, 2, window, times)
+    table.say(f"algorithm 1 over lcn: {min(ratios):.0f} to {max(ratios):.0f} times")
+
+
+def measure_layouts(options: argparse.Namespace, table: "Table") -> None:
+    def cropped(x: Tensor) -> Tensor:
+        return F.pad(x, (2, 2, 2, 2))[:, :, 2:-2, 2:-2]
+
+    layouts = {
+        "bfloat16": lambda x: x.bfloat16(),
+        "float16": lambda x: x.half(),
+        "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last),
+        "cropped (strided)": cropped,
+    }
+    for what, prepare in layouts.items():
+        for window in (227, "all"):
+            shape = (2, 64, 128, 256)
+            for mode in ("forward", "forward+backward"):
+                times = best_times(
+                    layers(2, window), shape, mode != "forward", options.seconds, prepare
+                )
+                table.add("layouts", what, mode, shape, 2, window, times)
+
+
+def _peak_of(name: str, shape: tuple[int, ...], result: "multiprocessing.Queue[int]") -> None:
+    """Growth of this process's largest resident size by one forward and backward, in KiB."""
+    functions = {
+        **layers(2, 227),
+        "algorithm1": lambda x, weight, bias: algorithm1(x, weight, bias, 2, 227),
+    }
+    small = torch.randn(1, 4, 8, 300, requires_grad=True)  # compile and load first
+    functions[name](small, torch.ones(4), torch.zeros(4)).sum().backward()
+    x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    weight = torch.ones(shape[1], requires_grad=True)
+    bias = torch.zeros(shape[1], requires_grad=True)
+    y = functions[name](x, weight, bias)
+    y.backward(grad)
+    result.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def measure_memory(options: argparse.Namespace, table: "Table") -> None:
+    spawn = multiprocessing.get_context("spawn")
+    for shape in ((4, 64, 256, 512), (1, 16, 512, 1024)):
+        peaks = {}
+        for name in ("gn", "lcn", "algorithm1"):
+            queue = spawn.Queue()
+            process = spawn.Process(target=_peak_of, args=(name, shape, queue))
+            process.start()
+            peaks[name] = queue.get() * 1024 / 1e9
+            process.join()
+        tensor = 4 * math.prod(shape) / 1e9
+        table.say(
+            f"memory, {shape} ({tensor:.3f} GB a tensor): largest resident size of the process "
+            + ", ".join(f"{name} {peak:.2f} GB" for name, peak in peaks.items())
+            + f"; lcn over gn {peaks['lcn'] / peaks['gn']:.2f}"
+        )
+
+
+def measure_step(options: argparse.Namespace, table: "Table") -> None:
+    """Forward, loss and backward of HRNetV2-W18-Small-v1 at 512 x 1024, window 227."""
+    from tasks.models.hrnet import hrnetv2
+
+    models = {}
+    for name, norm in (
+        ("gn", {"name": "gn", "groups": 8}),
+        ("lcn", {"name": "lcn", "c_group": 2, "window": 227}),
+    ):
+        torch.manual_seed(0)
+        model = convert_norm(hrnetv2("hrnetv2_w18_small_v1", num_classes=19), norm)
+        if name == "gn":  # the same groups as lcn, so that only the window differs
+            model = convert_norm(model, lambda channels: nn.GroupNorm(channels // 2, channels))
+        models[name] = model.train()
+    images = torch.randn(options.batch or 1, 3, 512, 1024)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(6):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(images).float().square().mean().backward()
+            model.zero_grad()
+            times[name].append(time.perf_counter() - start)
+    best = {name: min(values[1:]) for name, values in times.items()}
+    table.add("step", "HRNetV2-W18-Small-v1", "training", tuple(images.shape), 2, 227, best)
+    table.say(f"training step: lcn over gn {best['lcn'] / best['gn']:.2f}")
+
+
+START = """
+import time
+a = time.perf_counter(); import torch; b = time.perf_counter(); import lcn; c = time.perf_counter()
+x = torch.randn(2, 4, 40, 40, requires_grad=True)
+y = lcn.LocalContextNorm(4, 2, 7)(x); d = time.perf_counter()
+y.sum().backward(); e = time.perf_counter()
+print(b - a, c - b, d - c, e - d)
+"""
+
+
+def measure_start(options: argparse.Namespace, table: "Table") -> None:
+    runs = []
+    for _ in range(4):
+        result = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True)
+        runs.append([float(number) for number in result.stdout.split()])
+    torch_s, lcn_s, forward_s, backward_s = (min(column) for column in zip(*runs, strict=True))
+    table.say(
+        f"fresh process: import torch {torch_s:.2f} s, then lcn {lcn_s:.2f} s; "
+        f"first forward {forward_s:.2f} s, first backward {backward_s:.2f} s"
+    )
+
+
+class Table:
+    """Prints each result as it comes, and keeps all of them."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, object]] = []
+        self.lines: list[str] = []
+
+    def add(
+        self,
+        part: str,
+        what: str,
+        mode: str,
+        shape: tuple[int, ...],
+        c_group: int,
+        window: int | str,
+        times: dict[str, float],
+    ) -> None:
+        ratio = times["lcn"] / times["gn"]
+        row = {"part": part, "what": what, "mode": mode, "shape": "x".join(map(str, shape))}
+        row.update({"c_group": c_group, "window": window})
+        row.update({f"{name}_ms": f"{1e3 * value:.3f}" for name, value in times.items()})
+        self.rows.append({**row, "lcn_over_gn": f"{ratio:.3f}"})
+        slow = times.get("algorithm1")
+        note = f"  algorithm 1 {1e3 * slow:9.2f} ms" if slow else ""
+        print(
+            f"{what:36} {mode:17} {row['shape']:>16} c_group {c_group:>2} window {window!s:>4}"
+            f"  gn {1e3 * times['gn']:8.2f} ms  lcn {1e3 * times['lcn']:8.2f} ms"
+            f"  ratio {ratio:.2f}{note}",
+            flush=True,
+        )
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        print(f"=> {line}", flush=True)
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with (folder / "benchmark.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._plot(folder / "benchmark.png")
+
+    def _plot(self, path: Path) -> None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(7, 4))
+        for mode in ("forward", "forward+backward"):
+            rows = [r for r in self.rows if r["part"] == "windows" and r["mode"] == mode]
+            if rows:
+                ticks = [str(row["window"]) for row in rows]
+                for name in ("gn", "lcn"):
+                    times = [float(str(row[f"{name}_ms"])) for row in rows]
+                    axes.plot(ticks, times, marker="o", label=f"{name}, {mode}")
+        rows = [row for row in self.rows if row["part"] == "algorithm1"]
+        if rows:
+            # Measured at another batch size; its time is proportional to that.
+            scale = [4.0 for _ in rows]
+            times = [float(str(r["algorithm1_ms"])) * s for r, s in zip(rows, scale, strict=True)]
+            ticks = [str(row["window"]) for row in rows]
+            axes.plot(ticks, times, marker="s", label="Algorithm 1, forward+backward (x 4)")
+        axes.set(xlabel="window", ylabel="ms", yscale="log", title="Cost over window size, CPU")
+        axes.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
+    parser.add_argument("--batch", type=int, help="batch size in place of the paper's")
+    parser.add_argument("--threads", type=int, help="threads in place of PyTorch's choice")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
+    parser.add_argument("--output", type=Path, default=Path("benchmark"), help="folder to write")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    table = Table()
+    table.say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for part in options.only:
+        globals()[f"measure_{part}"](options, table)
+    table.write(options.output)
+    print("\n".join(["", *table.lines]))
+
+
+if __name__ == "__main__":
+    main()
