@@ -189,19 +189,20 @@ def measure_layouts(options: argparse.Namespace, table: "Table") -> None:
 
 
 def _peak_of(name: str, shape: tuple[int, ...], result: "multiprocessing.Queue[int]") -> None:
-    """Growth of this process's largest resident size by one forward and backward, in KiB."""
+    """By how many bytes one forward and backward, and its tensors, enlarge a process at most."""
     functions = {
         **layers(2, 227),
         "algorithm1": lambda x, weight, bias: algorithm1(x, weight, bias, 2, 227),
     }
     small = torch.randn(1, 4, 8, 300, requires_grad=True)  # compile and load first
     functions[name](small, torch.ones(4), torch.zeros(4)).sum().backward()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
     weight = torch.ones(shape[1], requires_grad=True)
     bias = torch.zeros(shape[1], requires_grad=True)
     y = functions[name](x, weight, bias)
     y.backward(grad)
-    result.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    result.put(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def measure_memory(options: argparse.Namespace, table: "Table") -> None:
@@ -212,11 +213,11 @@ def measure_memory(options: argparse.Namespace, table: "Table") -> None:
             queue = spawn.Queue()
             process = spawn.Process(target=_peak_of, args=(name, shape, queue))
             process.start()
-            peaks[name] = queue.get() * 1024 / 1e9
+            peaks[name] = queue.get() / 1e9
             process.join()
         tensor = 4 * math.prod(shape) / 1e9
         table.say(
-            f"memory, {shape} ({tensor:.3f} GB a tensor): largest resident size of the process "
+            f"memory, {shape} ({tensor:.3f} GB a tensor), peak of forward and backward with input: "
             + ", ".join(f"{name} {peak:.2f} GB" for name, peak in peaks.items())
             + f"; lcn over gn {peaks['lcn'] / peaks['gn']:.2f}"
         )
@@ -337,7 +338,8 @@ class Table:
             ticks = [str(row["window"]) for row in rows]
             axes.plot(ticks, times, marker="s", label="Algorithm 1, forward+backward (x 4)")
         axes.set(xlabel="window", ylabel="ms", yscale="log", title="Cost over window size, CPU")
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(path, dpi=120)
 
