@@ -135,7 +135,7 @@ def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
         model.pop(key)
     model["pretrained"] = file_digest(model["pretrained"])
     data = OmegaConf.to_container(cfg.data, resolve=True)
-    for key in ("root", "batch_size", "eval_batch_size", "workers", "epochs"):
+    for key in ("root", "batch_size", "total_batch", "eval_batch_size", "workers", "epochs"):
         data.pop(key)
     identity = {
         "task": task,
