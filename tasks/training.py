@@ -143,7 +143,8 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_size: tuple[int,
     writer.writerow(("phase", *columns))
     for phase, size in (("training", cfg.data.crop), ("evaluation", eval_size)):
         report = audit(model, (1, 3, *size))
-        log.info(f"\nnorm layers in {phase}, input {size[0]} x {size[1]}\n{report.summary()}")
+        if any(row.window for row in report):
+            log.info(f"\nnorm layers in {phase}, input {size[0]} x {size[1]}\n{report.summary()}")
         for row in report:
             writer.writerow((phase, *(getattr(row, column) for column in columns)))
     if run.is_first_process:
