@@ -198,6 +198,7 @@ def test_damaged_checkpoint_of_a_run_is_named(train, tiny_cityscapes, tmp_path):
     done = train(*command)
     assert done.returncode == 2
     assert "last.ckpt cannot be read" in done.stderr
+    assert "last.ckpt cannot be read" in (directory / "train.log").read_text()
 
 
 def test_second_process_leaves_a_run_alone(tmp_path):
