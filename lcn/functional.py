@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from . import operator
 from .kernels import reference
 from .window import RULES, window_pair
 
@@ -44,9 +46,19 @@ def local_context_norm(
         ValueError: for a wrong argument, naming it, its value and what is allowed.
     """
     check_arguments(x, weight, bias, channels_per_group, eps, rule, backend)
-    return reference.local_context_norm(
-        x, weight, bias, channels_per_group, window_pair(window), eps, rule
+    p, q = window_pair(window)
+    if backend == "reference" or _needs_plain_torch(x, backend):
+        return reference.local_context_norm(x, weight, bias, channels_per_group, (p, q), eps, rule)
+    return operator.local_context_norm(
+        x, weight, bias, channels_per_group, p, q, float(eps), rule, backend
     )
+
+
+def _needs_plain_torch(x: Tensor, backend: str) -> bool:
+    """ONNX knows no such operator, and on other devices there is no kernel for it."""
+    if backend == "auto" and torch.onnx.is_in_onnx_export():
+        return True
+    return x.device.type not in ("cpu", "cuda", "meta")
 
 
 def check_arguments(

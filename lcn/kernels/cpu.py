@@ -1,0 +1,231 @@
+"""The CPU kernel on tensors: describes the job, hands it to the compiled loops.
+
+Differs from the reference in nothing but rounding.  Statistics are float64; the rest is float32
+(float64 for float64 inputs).  Nothing is kept for the backward but the input: statistics are
+computed again.
+"""
+
+import functools
+import struct
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..window import covers_map
+from . import cpu_loops, threads
+from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, MAP, MAP_FROM_SUMS, MAP_SUMS, WINDOWS
+
+# As stored for Numba, and the precision to work in.
+_ELEMENTS: dict[torch.dtype, tuple[Any, Any, torch.dtype]] = {
+    torch.float64: (np.float64, np.float64, torch.float64),
+    torch.float32: (np.float32, np.float32, torch.float32),
+    torch.float16: (np.uint16, np.float32, torch.float32),
+    torch.bfloat16: (np.int16, np.float32, torch.float32),
+}
+# Fewer elements than this per thread are not worth waking a thread for.
+_GRAIN = 8192
+_NEXT_TASK, _STAGE, _PLANES = map(JOB_FIELDS.index, ("next_task", "stage", "planes_ptr"))
+
+
+@functools.cache
+def _forward_body(dtype: torch.dtype) -> Any:
+    return cpu_loops.compile_forward(*_ELEMENTS[dtype][:2])
+
+
+@functools.cache
+def _backward_body(dtype: torch.dtype) -> Any:
+    return cpu_loops.compile_backward(*_ELEMENTS[dtype][:2])
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The windows along one axis; see :mod:`lcn.kernels.cpu_loops`."""
+
+    count: int
+    size: int
+    step: int
+    offset: int
+
+
+def _axis(length: int, window: int, rule: str) -> _Axis:
+    size = min(window, length)
+    if rule == "tiled":
+        return _Axis(-(-length // size), size, size, 0)
+    offset = int(rule == "released")
+    return _Axis(length - size + 1 - offset, size, 1, offset)
+
+
+@dataclass
+class _Geometry:
+    """Everything about a call that does not depend on the values."""
+
+    shape: tuple[int, int, int, int]
+    per_group: int
+    window: tuple[int, int]
+    eps: float
+    rule: str
+    threads: int
+    bands: int
+
+    @classmethod
+    def of(
+        cls, x: Tensor, per_group: int, window: tuple[int, int], eps: float, rule: str
+    ) -> "_Geometry":
+        n, c, h, w = x.shape
+        workers = min(torch.get_num_threads(), max(x.numel() // _GRAIN, 1))
+        groups = n * (c // per_group)
+        bands = 1 if groups >= workers else min(-(-workers // max(groups, 1)), h)
+        return cls((n, c, h, w), per_group, window, eps, rule, workers, bands)
+
+    @property
+    def whole_map(self) -> bool:
+        return covers_map(self.rule, self.window, *self.shape[2:])
+
+    @property
+    def groups(self) -> int:
+        return self.shape[0] * (self.shape[1] // self.per_group)
+
+    def job(self, *inputs: Tensor, **addresses: int) -> "array[int]":
+        """A job as the loops read it, for ``inputs`` ``x`` and, in the backward, ``grad``."""
+        n, c, h, w = self.shape
+        if self.whole_map:
+            rows = columns = _Axis(1, 1, 1, 0)
+            if self.bands == 1 and all(h == 1 or tensor.stride(2) == w for tensor in inputs):
+                h, w = 1, h * w  # one long row: the place of a cell does not matter
+        else:
+            rows = _axis(h, self.window[0], self.rule)
+            columns = _axis(w, self.window[1], self.rule)
+        slots = rows.count - 1 + self.bands
+        if self.bands == 1:
+            slots = 1 if self.rule == "tiled" else min(rows.size + 1, rows.count)
+        x, grad = inputs[0], inputs[-1]
+        fields = {
+            **addresses,
+            "x_ptr": x.data_ptr(),
+            "grad_ptr": grad.data_ptr(),
+            **dict(zip(("x_n", "x_c", "x_h"), x.stride(), strict=False)),
+            **dict(zip(("grad_n", "grad_c", "grad_h"), grad.stride(), strict=False)),
+            "samples": n,
+            "channels": c,
+            "height": h,
+            "width": w,
+            "per_group": self.per_group,
+            "bands": self.bands,
+            "slots": slots,
+            "tiled": self.rule == "tiled",
+            "unbiased": self.rule == "released",
+            "row_count": rows.count,
+            "row_size": rows.size,
+            "row_step": rows.step,
+            "col_count": columns.count,
+            "col_size": columns.size,
+            "offset": rows.offset,
+        }
+        job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
+        struct.pack_into("d", job, 8 * (len(job) - 1), self.eps)  # eps is the last field
+        return job
+
+    def run(self, body: Any, job: "array[int]", stage: int) -> None:
+        job[_NEXT_TASK], job[_STAGE] = 0, stage
+        address, _ = job.buffer_info()
+        threads.run(body.address, address, min(self.threads, self.groups * self.bands))
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channels_per_group: int,
+    window: tuple[int, int],
+    eps: float,
+    rule: str,
+) -> Tensor:
+    """See :func:`lcn.functional.local_context_norm`; the result is contiguous."""
+    x = _rows_contiguous(x)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not x.numel():
+        return out
+    geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
+    weight, bias = _vector(weight, x, 1.0), _vector(bias, x, 0.0)
+    addresses = {
+        "out_ptr": out.data_ptr(),
+        "weight_ptr": weight.data_ptr(),
+        "bias_ptr": bias.data_ptr(),
+    }
+    body = _forward_body(x.dtype)
+    if not geometry.whole_map:
+        geometry.run(body, geometry.job(x, **addresses), WINDOWS)
+    elif geometry.bands == 1:
+        geometry.run(body, geometry.job(x, **addresses), MAP)
+    else:
+        sums = torch.empty(geometry.groups, geometry.bands, 2, dtype=torch.float64)
+        job = geometry.job(x, **addresses, planes_ptr=sums.data_ptr())
+        geometry.run(body, job, MAP_SUMS)
+        geometry.run(body, job, MAP_FROM_SUMS)
+    return out
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    channels_per_group: int,
+    window: tuple[int, int],
+    eps: float,
+    rule: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input (contiguous), weight and bias (both float64 ``[C]``)."""
+    x, grad = _rows_contiguous(x), _rows_contiguous(grad)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
+    n, c = x.shape[:2]
+    partial = torch.zeros(geometry.bands, n, 2, c, dtype=torch.float64)
+    if x.numel():
+        _run_backward(geometry, x, grad, out, _vector(weight, x, 1.0), partial)
+    weight_grad, bias_grad = partial.sum(dim=(0, 1))
+    return out, weight_grad, bias_grad
+
+
+def _run_backward(
+    geometry: _Geometry, x: Tensor, grad: Tensor, out: Tensor, weight: Tensor, partial: Tensor
+) -> None:
+    job = geometry.job(
+        x,
+        grad,
+        out_ptr=out.data_ptr(),
+        weight_ptr=weight.data_ptr(),
+        partial_ptr=partial.data_ptr(),
+    )
+    body = _backward_body(x.dtype)
+    if not geometry.whole_map and geometry.rule == "released":
+        geometry.run(body, job, DETACHED)
+    elif geometry.bands == 1:
+        geometry.run(body, job, MAP if geometry.whole_map else WINDOWS)
+    elif geometry.whole_map:
+        per_group = 2 + 2 * geometry.per_group
+        sums = torch.empty(geometry.groups, geometry.bands, per_group, dtype=torch.float64)
+        job[_PLANES] = sums.data_ptr()
+        geometry.run(body, job, MAP_SUMS)
+        geometry.run(body, job, MAP_FROM_SUMS)
+    else:
+        slots = job[JOB_FIELDS.index("slots")]
+        planes = torch.empty(geometry.groups, slots, 3, x.shape[3], dtype=weight.dtype)
+        job[_PLANES] = planes.data_ptr()
+        geometry.run(body, job, FOLD)
+        geometry.run(body, job, FINISH)
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+
+
+def _vector(vector: Tensor | None, x: Tensor, default: float) -> Tensor:
+    """A weight or bias ``[C]`` in the working precision."""
+    dtype = _ELEMENTS[x.dtype][2]
+    if vector is None:
+        return torch.full((x.shape[1],), default, dtype=dtype)
+    return vector.detach().to(dtype).contiguous()

@@ -1,0 +1,120 @@
+"""The layer as one operator of PyTorch, ``torch.ops.lcn.local_context_norm``, and its backward.
+
+So ``torch.compile``, export, autocast and fake tensors see one opaque call, whichever kernel runs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels.select import select_kernel
+
+_ARGUMENTS = "int channels_per_group, int p, int q, float eps, str rule, str backend"
+
+torch.library.define(
+    "lcn::local_context_norm",
+    f"(Tensor x, Tensor? weight, Tensor? bias, {_ARGUMENTS}) -> Tensor",
+    tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag),
+)
+torch.library.define(
+    "lcn::local_context_norm_backward",
+    f"(Tensor grad, Tensor x, Tensor? weight, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag),
+)
+
+local_context_norm = torch.ops.lcn.local_context_norm.default
+_backward_operator = torch.ops.lcn.local_context_norm_backward.default
+
+
+def _empty_output(x: Tensor) -> Tensor:
+    """Channels-last for a channels-last input, contiguous for any other."""
+    return torch.empty_like(x, memory_format=_memory_format(x))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    if is_channels_last and not x.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+@torch.library.impl("lcn::local_context_norm", ("CPU", "CUDA"))
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channels_per_group: int,
+    p: int,
+    q: int,
+    eps: float,
+    rule: str,
+    backend: str,
+) -> Tensor:
+    kernel = select_kernel(x.device, backend)
+    y = kernel.forward(x, weight, bias, channels_per_group, (p, q), eps, rule)
+    return y.contiguous(memory_format=_memory_format(x))
+
+
+@torch.library.impl("lcn::local_context_norm_backward", ("CPU", "CUDA"))
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    channels_per_group: int,
+    p: int,
+    q: int,
+    eps: float,
+    rule: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernel = select_kernel(x.device, backend)
+    dx, dweight, dbias = kernel.backward(grad, x, weight, channels_per_group, (p, q), eps, rule)
+    dtype = x.dtype if weight is None else weight.dtype
+    return dx.contiguous(memory_format=_memory_format(x)), dweight.to(dtype), dbias.to(dtype)
+
+
+@torch.library.register_fake("lcn::local_context_norm")
+def _forward_fake(x: Tensor, *_: Any) -> Tensor:
+    return _empty_output(x)
+
+
+@torch.library.register_fake("lcn::local_context_norm_backward")
+def _backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    vector = x.new_empty(x.shape[1], dtype=x.dtype if weight is None else weight.dtype)
+    return _empty_output(x), vector, torch.empty_like(vector)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, *arguments = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+    ctx.arguments = arguments
+
+
+def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    dx, dweight, dbias = _backward_operator(grad, x, weight, *ctx.arguments)
+    return (
+        dx,
+        None if weight is None else dweight,
+        dbias if ctx.has_bias else None,
+        *[None] * len(ctx.arguments),
+    )
+
+
+torch.library.register_autograd(
+    "lcn::local_context_norm", _apply_backward, setup_context=_setup_context
+)
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "this kernel of local_context_norm has no second derivative; "
+        "use backend='reference', which can be differentiated any number of times"
+    )
+
+
+torch.library.register_autograd("lcn::local_context_norm_backward", _no_second_derivative)

@@ -1,0 +1,331 @@
+"""The layer inside PyTorch: compile, export, ONNX, autocast, checkpointing, DDP, and so on."""
+
+import copy
+import os
+import pickle
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lcn import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from lcn.functional import local_context_norm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def small_model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), LocalContextNorm(4, 2, 5), nn.ReLU(), LocalContextNorm(4, 2, "all")
+    )
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("rule", ["centered", "released", "tiled"])
+def test_the_operator_is_registered_as_pytorch_wants_it(rule, memory_format):
+    x = torch.randn(2, 4, 6, 7).contiguous(memory_format=memory_format).requires_grad_()
+    weight, bias = (torch.randn(4, requires_grad=True) for _ in range(2))
+    for affine in ((weight, bias), (None, None)):
+        arguments = (x, *affine, 2, 3, 4, 1e-5, rule, "auto")
+        torch.library.opcheck(torch.ops.lcn.local_context_norm.default, arguments)
+
+
+def test_compile_without_graph_breaks():
+    torch.compiler.reset()
+    model = small_model()
+    x = torch.randn(2, 3, 12, 12)
+    compiled = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    compiled(x).square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(x).square().sum().backward()
+    for ours, theirs in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_export_with_a_dynamic_image_size():
+    model = small_model().eval()
+    side = torch.export.Dim("side", min=8, max=64)
+    program = torch.export.export(
+        model, (torch.randn(1, 3, 20, 20),), dynamic_shapes=({2: side, 3: side},)
+    )
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert "lcn.local_context_norm.default" in targets
+    x = torch.randn(1, 3, 33, 33)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_onnx_export_is_decomposed_into_standard_operators():
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    model = small_model().eval()
+    x = torch.randn(1, 3, 12, 14)
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    onnx.checker.check_model(program.model_proto)
+    assert {node.domain for node in program.model_proto.graph.node} <= {"", "ai.onnx"}
+    (result,) = ReferenceEvaluator(program.model_proto).run(
+        None, {program.model_proto.graph.input[0].name: x.numpy()}
+    )
+    torch.testing.assert_close(torch.from_numpy(result), model(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_the_dtype_of_the_input_and_float32_weights(dtype):
+    model = small_model()
+    x = torch.randn(1, 3, 12, 12)
+    with torch.autocast("cpu", dtype=dtype):
+        y = model(x)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(y.float(), model(x), atol=0.1, rtol=0.1)
+
+
+def test_activation_checkpointing():
+    model = small_model()
+    x = torch.randn(1, 3, 12, 12, requires_grad=True)
+    (plain,) = torch.autograd.grad(model(x).square().sum(), x)
+    checkpointed = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+    (again,) = torch.autograd.grad(checkpointed.square().sum(), x)
+    assert torch.equal(plain, again)
+
+
+def test_only_the_input_is_kept_for_the_backward():
+    kept = []
+    x = torch.randn(2, 4, 64, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        LocalContextNorm(4, 2, 9)(x)
+    assert [tuple(t.shape) for t in kept] == [(2, 4, 64, 64), (4,)]
+    assert kept[0].data_ptr() == x.data_ptr()
+
+
+def test_frozen_weights_and_an_input_without_gradient():
+    layer = LocalContextNorm(4, 2, 3).requires_grad_(False)
+    x = torch.randn(1, 4, 8, 8, requires_grad=True)
+    layer(x).square().sum().backward()
+    assert layer.weight.grad is None
+    layer.requires_grad_(True)
+    layer(x.detach()).square().sum().backward()
+    assert layer.weight.grad is not None
+    without = LocalContextNorm(4, 2, 3, affine=False)
+    without(x).square().sum().backward()
+    assert not list(without.parameters())
+
+
+@pytest.mark.parametrize(
+    "layer", [LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm]
+)
+def test_deepcopy_and_pickle(layer):
+    original = layer(4, 2, (3, 7), eps=1e-3)
+    nn.init.normal_(original.weight)
+    x = torch.randn(1, 4, 8, 8)
+    for copied in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert repr(copied) == repr(original)
+        assert torch.equal(copied(x), original(x))
+
+
+def test_state_dict_is_interchangeable():
+    ours, group_norm, batch_norm = LocalContextNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4)
+    for parameter in (*group_norm.parameters(), *batch_norm.parameters()):
+        nn.init.normal_(parameter)
+    ours.load_state_dict(group_norm.state_dict())
+    assert torch.equal(ours.weight, group_norm.weight)
+    group_norm.load_state_dict(ours.state_dict())
+    affine = {k: v for k, v in batch_norm.state_dict().items() if k in ("weight", "bias")}
+    ours.load_state_dict(affine)
+    assert torch.equal(ours.bias, batch_norm.bias)
+    result = batch_norm.load_state_dict(ours.state_dict(), strict=False)
+    assert not result.unexpected_keys
+
+
+def test_weights_of_the_authors_layer_are_accepted_in_their_shape():
+    state = {"0.weight": torch.randn(1, 4, 1, 1), "0.bias": torch.randn(1, 4, 1, 1)}
+    model = nn.Sequential(ReleasedLocalContextNorm(4))
+    model.load_state_dict(state)
+    assert torch.equal(model[0].weight, state["0.weight"].flatten())
+
+
+def test_repr_shows_every_argument():
+    assert repr(LocalContextNorm(8, 4, (3, 5), affine=False)) == (
+        "LocalContextNorm(8, channels_per_group=4, window=(3, 5), eps=1e-05, affine=False)"
+    )
+    assert "window='all'" in repr(LocalContextNorm(8, window="all"))
+
+
+def test_meta_and_fake_tensors_keep_shape_and_memory_format():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    layer = LocalContextNorm(4, 2, 5, device="meta", dtype=torch.bfloat16)
+    assert layer(torch.empty(2, 4, 8, 9, device="meta", dtype=torch.bfloat16)).is_meta
+    with FakeTensorMode():
+        x = torch.empty(2, 4, 8, 9).contiguous(memory_format=torch.channels_last)
+        assert LocalContextNorm(4, 2, 5)(x).stride() == x.stride()
+    real = torch.randn(2, 4, 8, 9).contiguous(memory_format=torch.channels_last)
+    assert LocalContextNorm(4, 2, 5)(real).stride() == real.stride()
+
+
+DDP = """
+    import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
+    from torch import nn
+    from lcn import LocalContextNorm
+
+    def work(rank, port):
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+        torch.manual_seed(0)
+        torch.set_num_threads(2)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), LocalContextNorm(4, 2, 5))
+        data = torch.randn(4, 3, 40, 40)
+        parallel = nn.parallel.DistributedDataParallel(model)
+        parallel(data[2 * rank : 2 * rank + 2]).square().mean().backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        model(data).square().mean().backward()
+        for ours, whole in zip(gradients, model.parameters()):
+            torch.testing.assert_close(ours, whole.grad, atol=1e-5, rtol=1e-4)
+        dist.destroy_process_group()
+
+    if __name__ == "__main__":
+        mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method=sys.argv[2])
+        print("same gradients")
+"""
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_two_ddp_processes_get_the_gradients_of_one(tmp_path, start_method):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = tmp_path / "ddp.py"
+    script.write_text(textwrap.dedent(DDP))
+    result = subprocess.run(
+        [sys.executable, str(script), port, start_method],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert "same gradients" in result.stdout, result.stderr[-3000:]
+
+
+class Normalized(torch.utils.data.Dataset):
+    """Runs the layer in the worker, with more threads than a worker would use by itself."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        torch.set_num_threads(2)
+        x = torch.full((1, 4, 96, 96), float(index)) + torch.arange(96.0)
+        return local_context_norm(x, channels_per_group=2, window=9)[0]
+
+
+def test_inside_data_loader_workers_after_the_parent_used_its_threads():
+    parent = torch.stack(list(Normalized()))
+    loader = torch.utils.data.DataLoader(Normalized(), num_workers=2, batch_size=6, timeout=60)
+    torch.testing.assert_close(next(iter(loader)), parent)
+
+
+def test_from_several_python_threads_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    inputs = [torch.randn(2, 8, 64, 64) for _ in range(24)]
+    expected = [local_context_norm(x, channels_per_group=2, window=7) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(lambda x: local_context_norm(x, channels_per_group=2, window=7), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads():
+    x, weight = torch.randn(3, 8, 128, 96), torch.randn(8)
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        y = local_context_norm(x, weight, channels_per_group=2, window=(200, 9))
+        results.append(y)
+    torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_python_threads_serve_where_there_is_no_openmp(monkeypatch):
+    from lcn.kernels import threads
+
+    x = torch.randn(2, 8, 96, 96)
+    expected = local_context_norm(x, channels_per_group=2, window=7)
+    monkeypatch.setattr(threads, "_openmp", None)
+    assert torch.equal(local_context_norm(x, channels_per_group=2, window=7), expected)
+
+
+def test_importing_the_package_imports_no_compiler():
+    result = run_python(
+        "import sys, lcn; print([m for m in ('numba', 'triton', 'timm') if m in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+FIRST_CALL = """
+    import time, torch
+    from lcn import LocalContextNorm
+    x = torch.randn(2, 4, 40, 40, requires_grad=True)
+    start = time.perf_counter()
+    LocalContextNorm(4, 2, 7)(x).sum().backward()
+    print(time.perf_counter() - start)
+"""
+
+
+@pytest.mark.slow
+def test_the_cache_is_elsewhere_when_the_package_cannot_be_written(tmp_path):
+    """A compiled kernel is found again by the next process, whoever owns the package."""
+    import shutil
+
+    package = tmp_path / "site" / "lcn"
+    shutil.copytree(ROOT / "lcn", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (package / "kernels", package):
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"PYTHONPATH": str(package.parent), "HOME": str(home), "XDG_CACHE_HOME": ""}
+    if os.access(package / "kernels", os.W_OK):
+        pytest.skip("this user may write anywhere")
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(FIRST_CALL)],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+        for _ in range(2)
+    )
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert list(home.rglob("*.nbc"))
+    assert float(second.stdout) < float(first.stdout) / 2
+
+
+def test_a_second_process_finds_the_compiled_kernel():
+    seconds = [float(run_python(FIRST_CALL).stdout) for _ in range(2)]
+    assert seconds[1] < 5, seconds
