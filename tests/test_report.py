@@ -32,7 +32,7 @@ def report(*arguments):
 def test_report_shows_every_run_beside_the_paper_and_draws_it(train, tiny_cityscapes, tmp_path):
     for norm in ("gn", "lcn"):
         done = train(
-            f"norm={norm}", f"data.root={tiny_cityscapes}", "data.crop=[32,64]",
+            f"experiment=table1_w18_{norm}", f"data.root={tiny_cityscapes}", "data.crop=[32,64]",
             "data.batch_size=4", "data.workers=0", "trainer=cpu", "trainer.max_epochs=1",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
