@@ -24,8 +24,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python train.py -m experiment=table1_w18_bn,table1_w18_gn,table1_w18_lcn data=mini
-	$(BIN)/python scripts/report.py --out demo experiment=table1_w18_bn,table1_w18_gn,table1_w18_lcn data=mini
+	$(BIN)/python train.py -m experiment=table1_w18_bn,table1_w18_gn,table1_w18_lcn data=mini trainer.devices=1 runs=demo/runs
+	$(BIN)/python scripts/report.py demo/runs --out demo
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -33,6 +33,9 @@ OmegaConf.register_new_resolver(
 )
 
 
+OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
+
+
 class Busy(Exception):
     """Another process works on this run."""
 

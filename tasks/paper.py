@@ -51,7 +51,15 @@ def _number(text: str) -> float | str:
 
 
 def paper_row(cfg: DictConfig) -> dict | None:
-    """The published row of the experiment that ``cfg`` is: same task, model and norm; else None."""
+    """The published row that a run stands beside, or None.
+
+    The row of the experiment asked for, or, without one, of the experiment with the same task,
+    model and norm; on the full dataset only if crop and epochs are the protocol's too. A norm that
+    is no row's has none, whatever experiment it was derived from.
+    """
+    as_published = cfg.data.crop == cfg.task.crop and cfg.trainer.max_epochs == cfg.task.epochs
+    if cfg.paper is None and cfg.data.name == "full" and not as_published:
+        return None
     wanted = (cfg.task.name, cfg.task.model.name, canonical_norm(OmegaConf.to_container(cfg.norm)))
     found = {
         path.stem: experiment["paper"]

@@ -49,6 +49,7 @@ class Run:
         self.directory = Path(cfg.runs) / cfg.task.name / name
         self.is_first_process = is_first_process()
         self._lock = FileLock(self.directory / ".lock")
+        self._log_file: logging.FileHandler | None = None
 
     def __enter__(self) -> "Run":
         log.propagate = False
@@ -62,7 +63,10 @@ class Run:
             self._start_log()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._log_file is not None:  # the console is told by tasks.cli
+            why = f"stopped by {kind.__name__}: {error}"
+            self._log_file.emit(logging.makeLogRecord({"msg": why}))
         for handler in list(log.handlers):
             handler.close()
             log.removeHandler(handler)
@@ -76,6 +80,7 @@ class Run:
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(console)
         log.addHandler(file)
+        self._log_file = file
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -135,7 +140,7 @@ def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
         model.pop(key)
     model["pretrained"] = file_digest(model["pretrained"])
     data = OmegaConf.to_container(cfg.data, resolve=True)
-    for key in ("root", "batch_size", "eval_batch_size", "workers", "epochs"):
+    for key in ("root", "batch_size", "total_batch", "eval_batch_size", "workers", "epochs"):
         data.pop(key)
     identity = {
         "task": task,

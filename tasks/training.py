@@ -114,7 +114,6 @@ def describe(cfg: DictConfig, run: Run, model: nn.Module, train_set, eval_set) -
     if "window" in norm and cfg.data.scale != 1 and norm.window != "all":
         window = f" (window {used['window']} at scale {cfg.data.scale:g})"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    protocol = cfg.task.devices * cfg.task.model.batch_size
     steps = len(train_set) // run.total_batch * cfg.trainer.max_epochs
     log.info(f"run     {run.directory}")
     log.info(
@@ -127,11 +126,11 @@ def describe(cfg: DictConfig, run: Run, model: nn.Module, train_set, eval_set) -
         f"batch   {run.total_batch} in all ({run.total_batch // cfg.data.batch_size} x "
         f"{cfg.data.batch_size}), {cfg.trainer.max_epochs} epochs, {steps} steps"
     )
-    if run.total_batch != protocol:
+    if run.total_batch != cfg.data.total_batch:
         log.warning(
             f"warning: the total batch is {run.total_batch}; the protocol's learning rate "
-            f"{cfg.task.optimizer.lr:g} belongs to {protocol} ({cfg.task.devices} devices x "
-            f"{cfg.task.model.batch_size}): set data.batch_size or task.optimizer.lr"
+            f"{cfg.task.optimizer.lr:g} belongs to a total batch of {cfg.data.total_batch}: change "
+            "data.batch_size, trainer.devices or task.optimizer.lr"
         )
     log_audit(cfg, run, model, eval_set[0]["image"].shape[:2])
 
@@ -144,7 +143,8 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_size: tuple[int,
     writer.writerow(("phase", *columns))
     for phase, size in (("training", cfg.data.crop), ("evaluation", eval_size)):
         report = audit(model, (1, 3, *size))
-        log.info(f"\nnorm layers in {phase}, input {size[0]} x {size[1]}\n{report.summary()}")
+        if any(row.window for row in report):
+            log.info(f"\nnorm layers in {phase}, input {size[0]} x {size[1]}\n{report.summary()}")
         for row in report:
             writer.writerow((phase, *(getattr(row, column) for column in columns)))
     if run.is_first_process:

@@ -93,7 +93,10 @@ def test_all_other_rows_are_runs_of_their_own():
 
 def test_a_plain_command_with_the_paper_s_settings_stands_beside_its_row():
     assert paper_row(compose(["norm=lcn", "norm.window=227"]))["miou"] == 71.77
+    assert paper_row(compose(["norm=lcn", "data=mini"]))["miou"] == 71.77
     assert paper_row(compose(["norm=lcn", "norm.window=100"])) is None
+    assert paper_row(compose(["norm=lcn", "data.crop=[192,256]"])) is None
+    assert paper_row(compose(["norm=lcn", "trainer.max_epochs=3"])) is None
     assert paper_row(compose(["experiment=table4_w383", "norm.window=100"])) is None
     assert paper_row(compose(["experiment=table4_w227"]))["table"] == 4
 

@@ -15,14 +15,14 @@ from tasks.data.mini_cityscapes import CITIES, IMAGES_PER_CITY, ensure, render
 
 EVALUATED = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
 VOID = {0, 1, 3, 4, 5, 6}
-FEW = {"train": 2, "val": 1}  # images per city: enough for the files, quick to draw
+FEW = {"train": 1, "val": 1}  # images per city: enough for the files, quick to draw
 
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[np.ndarray]]:
-    """The labels of five images of every second city, one of each remainder of the index."""
+    """The labels of five images of every third city, with each kind of quota."""
     return {
-        split: [render(split, city, i)[1] for city in cities[::2] for i in range(5)]
+        split: [render(split, city, i)[1] for city in cities[::3] for i in range(5)]
         for split, cities in CITIES.items()
     }
 
@@ -79,7 +79,7 @@ def test_road_and_building_dominate_and_two_wheelers_are_rare(drawn):
     for labels in drawn.values():
         share = np.bincount(np.stack(labels).ravel(), minlength=34) / np.stack(labels).size
         assert share[7] > 0.2
-        assert share[11] > 0.15
+        assert share[11] > 0.1
         assert max(share[25], share[32], share[33]) < 0.02
 
 

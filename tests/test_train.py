@@ -35,7 +35,8 @@ def without_time(rows: list[dict]) -> list[dict]:
 
 
 def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cityscapes, tmp_path):
-    command = ["norm=lcn", f"data.root={tiny_cityscapes}", "trainer.max_epochs=3", *SMALL]
+    data = f"data.root={tiny_cityscapes}"
+    command = ["experiment=table1_w18_lcn", data, "trainer.max_epochs=3", *SMALL]
     done = train(*command)
     assert done.returncode == 0, done.stderr
     directory = only_run(tmp_path)
@@ -55,7 +56,7 @@ def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cit
     assert (result["task"], result["data"], result["seed"]) == ("cityscapes", "full", 0)
     assert result["norm"]["name"] == "lcn"
     assert (result["epochs"], result["steps"], result["world_size"]) == (3, 6, 1)
-    assert result["paper"]["miou"] == 71.77  # norm=lcn alone is the paper's setting
+    assert (result["experiment"], result["paper"]["miou"]) == ("table1_w18_lcn", 71.77)
     assert set(result["metrics"]) == {"miou", "pixel_acc", "mean_acc"}
     assert all(0 <= value <= 100 for value in result["metrics"].values())
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -198,6 +199,7 @@ def test_damaged_checkpoint_of_a_run_is_named(train, tiny_cityscapes, tmp_path):
     done = train(*command)
     assert done.returncode == 2
     assert "last.ckpt cannot be read" in done.stderr
+    assert "last.ckpt cannot be read" in (directory / "train.log").read_text()
 
 
 def test_second_process_leaves_a_run_alone(tmp_path):

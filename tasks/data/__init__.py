@@ -4,7 +4,6 @@ No torch here: what is wrong with the data is said at once.
 """
 
 import importlib
-from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -27,10 +26,8 @@ def open_datasets(cfg: DictConfig) -> tuple[Dataset, Dataset]:
     Raises:
         InputError: the dataset is not there or not as it should be.
     """
-    module = _dataset_module(cfg.task.name)
-    root = module.locate(cfg.data.name, cfg.data.root)
-    return module.open_split(root, "train"), module.open_split(root, cfg.data.eval_split)
-
-
-def _dataset_module(task: str) -> ModuleType:
-    return importlib.import_module(f"tasks.data.{task}")
+    module = importlib.import_module(f"tasks.data.{cfg.task.name}")
+    train_set, eval_set = module.open_splits(
+        cfg.data.name, cfg.data.root, ["train", cfg.data.eval_split]
+    )
+    return train_set, eval_set

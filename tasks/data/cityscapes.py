@@ -34,15 +34,16 @@ _TRAIN_IDS[255] = IGNORED  # a licence plate is -1, which a PNG of bytes holds a
 _TRAIN_IDS[LABEL_IDS] = np.arange(19)
 
 
-def locate(name: str, root: str) -> Path:
-    """The folder that holds ``leftImg8bit`` and ``gtFine``; the miniature is generated if need be.
+def open_splits(name: str, root: str, splits: list[str]) -> list["Cityscapes"]:
+    """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such dataset, or it is not as it should be.
     """
+    folder = Path(root).expanduser()
     if name == "mini":
-        return mini_cityscapes.ensure(root)
-    folder = Path(root)
+        folder = mini_cityscapes.ensure(folder)
+        return [Cityscapes(folder, split, release=folder.name) for split in splits]
     missing = [part for part in ("leftImg8bit", "gtFine") if not (folder / part).is_dir()]
     if missing:
         raise InputError(
@@ -52,11 +53,7 @@ def locate(name: str, root: str) -> Path:
             "  or say where they are with data.root=/path/to/cityscapes,\n"
             "  or train on the generated miniature: python train.py task=cityscapes data=mini"
         )
-    return folder
-
-
-def open_split(root: Path, split: str) -> "Cityscapes":
-    return Cityscapes(root, split)
+    return [Cityscapes(folder, split) for split in splits]
 
 
 class Cityscapes:
@@ -73,12 +70,13 @@ class Cityscapes:
     Args:
         root: the folder with ``leftImg8bit`` and ``gtFine``.
         split: ``train`` or ``val``.
+        release: what tells data apart whose files have the same names.
 
     Raises:
         InputError: the split is empty, an image has no label or a label no image.
     """
 
-    def __init__(self, root: Path | str, split: str):
+    def __init__(self, root: Path | str, split: str, release: str = "cityscapes"):
         self.root, self.split = Path(root), split
         images = self._files("leftImg8bit", "_leftImg8bit.png")
         labels = self._files("gtFine", "_gtFine_labelIds.png")
@@ -95,7 +93,7 @@ class Cityscapes:
                 )
         self._samples = [(images[key], labels[key]) for key in sorted(images)]
         names = "\n".join(sorted(images)).encode()
-        self.identity = f"cityscapes/{split}/{hashlib.sha256(names).hexdigest()[:12]}"
+        self.identity = f"{release}/{split}/{hashlib.sha256(names).hexdigest()[:12]}"
 
     def _files(self, folder: str, suffix: str) -> dict[str, Path]:
         paths = (self.root / folder / self.split).glob(f"*/*{suffix}")

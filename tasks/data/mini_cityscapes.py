@@ -27,7 +27,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +167,7 @@ class City:
     haze: float  # metres after which 63 % of the light is haze
     white_balance: Colour
     gamma: float
+    saturation: float
     exposure: float
     noise: float
     focal: float  # in pixels of the image
@@ -203,16 +204,16 @@ def _city(split: str, name: str, seed: int) -> City:
     def draw(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
-    def near(colour: Colour, spread: float = 0.06) -> Colour:
+    def near(colour: Colour, spread: float = 0.045) -> Colour:
         grey = rng.normal(0, spread)
         return tuple(
             float(np.clip(c + grey + rng.normal(0, spread / 3), 0.02, 0.98)) for c in colour
         )
 
-    def pick(colours: tuple[Colour, ...], count: int, spread: float = 0.06) -> tuple[Colour, ...]:
+    def pick(colours: tuple[Colour, ...], count: int, spread: float = 0.045) -> tuple[Colour, ...]:
         return tuple(near(colours[i], spread) for i in rng.choice(len(colours), count))
 
-    warmth = rng.normal(0, 0.05)
+    warmth = rng.normal(0, 0.035)
     return City(
         sun_elevation=draw(*light["elevation"]),
         sun=light["sun"],
@@ -222,6 +223,7 @@ def _city(split: str, name: str, seed: int) -> City:
         haze=draw(*light["haze"]),
         white_balance=(1 + warmth, 1 + rng.normal(0, 0.02), 1 - warmth),
         gamma=draw(1.8, 2.3),
+        saturation=draw(1.2, 1.55),
         exposure=draw(0.85, 1.2),
         noise=draw(0.005, 0.014),
         focal=draw(195, 265),
@@ -269,12 +271,12 @@ _LIGHTS = (
     },
     {  # mist
         "elevation": (20, 35), "sun": (0.4, 0.38, 0.34), "ambient": (0.38, 0.4, 0.43),
-        "sky": ((0.68, 0.73, 0.78), (0.85, 0.86, 0.85)), "cloud": (0.2, 0.6), "haze": (60, 130),
+        "sky": ((0.68, 0.73, 0.78), (0.85, 0.86, 0.85)), "cloud": (0.2, 0.6), "haze": (80, 150),
     },
 )  # fmt: skip
 _FACADES = (
-    (0.78, 0.7, 0.56), (0.62, 0.38, 0.3), (0.66, 0.66, 0.66), (0.84, 0.8, 0.74), (0.5, 0.46, 0.42),
-    (0.72, 0.56, 0.42), (0.58, 0.64, 0.68), (0.8, 0.62, 0.5), (0.45, 0.32, 0.28), (0.6, 0.66, 0.54),
+    (0.8, 0.68, 0.48), (0.64, 0.36, 0.27), (0.68, 0.64, 0.6), (0.84, 0.77, 0.64), (0.5, 0.4, 0.3),
+    (0.76, 0.54, 0.36), (0.6, 0.62, 0.66), (0.82, 0.58, 0.44), (0.5, 0.32, 0.25), (0.7, 0.66, 0.46),
 )  # fmt: skip
 _ROOFS = ((0.55, 0.3, 0.24), (0.33, 0.34, 0.37), (0.42, 0.36, 0.32))
 _PAVINGS = ((0.62, 0.6, 0.57), (0.66, 0.5, 0.43), (0.68, 0.61, 0.49), (0.7, 0.68, 0.64))
@@ -428,7 +430,7 @@ class Scene:
         green = self.city.greenery
         kinds, shares = (
             ("building", "yard", "park", "wall"),
-            np.array([2.6, 0.6 * green + 0.6, 1.1 * green, 0.7]),
+            np.array([3.2, 0.6 * green + 0.6, 1.1 * green, 0.7]),
         )
         while z < FAR:
             if z < self.crossing < z + 12:
@@ -1040,61 +1042,48 @@ class Scene:
             )
 
     def _plan_furniture(self) -> None:
-        """Trees, lamps, traffic lights, signs, bins and parked two-wheelers along the kerbs."""
-        rng, city = self.rng, self.city
+        """What stands along the kerbs."""
+        rng = self.rng
         for side, kerb in ((-1, self.kerbs[0]), (1, self.kerbs[1])):
             x = side * (kerb + 0.55)
-            row = self._chance(0.15 + 0.85 * city.greenery)
-            z, step = rng.uniform(3, 12), rng.uniform(7, 14)
-            while row and z < 120:
-                if not self.crossing - 3 < z < self.crossing + 12 and self._chance(0.85):
-                    height = rng.uniform(4.5, 8)
-                    self._add(
-                        x, z, lambda x=x, z=z, h=height: self._tree(x, z, h), 0.9, 0.9, height
-                    )
-                z += step * rng.uniform(0.8, 1.2)
+            self._plan_trees(x)
             for z in np.arange(rng.uniform(5, 20), 75, rng.uniform(16, 30)):
-                self._add(x, z, lambda x=x, z=z, s=side: self._lamp(x, z, -s), 0.08, 0.08, 7)
+                self._add(x, z, partial(self._lamp, x, z, -side), 0.08, 0.08, 7)
             for z in rng.uniform(5, 40, rng.poisson(1.8)):
-                self._add(x, z, lambda x=x, z=z: self._sign(x, z), 0.07, 0.07, 3)
+                self._add(x, z, partial(self._sign, x, z), 0.07, 0.07, 3)
             for z in rng.uniform(5, 40, rng.poisson(0.5)):
-                self._add(x, z, lambda x=x, z=z: self._bin(x, z), 0.3, 0.3, 1)
-            for z in rng.uniform(5, 30, rng.poisson(0.4)):
-                for i in range(int(rng.integers(1, 5))):
-                    self._add(
-                        x,
-                        z + i * 1.2,
-                        lambda x=x, z=z + i * 1.2: self._bollard(x, z),
-                        0.08,
-                        0.08,
-                        1,
-                    )
-            for z in rng.uniform(5, 25, rng.poisson(0.7)):
-                angle = rng.uniform(0, math.pi)
-                for i in range(int(rng.integers(1, 4))):
-                    place = (x + side * 0.4, z + i * 0.8)
-                    self._add(
-                        *place,
-                        lambda p=place, a=angle: self._two_wheeler(*p, a, False, False),
-                        0.5,
-                        0.3,
-                        1,
-                    )
-            if self._chance(0.18) or (self.index % 5 == 4 and side > 0):
-                place, angle = (x + side * 0.3, rng.uniform(6, 18)), rng.uniform(0, math.pi)
-                self._add(
-                    *place,
-                    lambda p=place, a=angle: self._two_wheeler(*p, a, True, False),
-                    0.5,
-                    0.3,
-                    1,
-                )
+                self._add(x, z, partial(self._bin, x, z), 0.3, 0.3, 1)
+            for start in rng.uniform(5, 30, rng.poisson(0.4)):
+                for z in start + 1.2 * np.arange(rng.integers(1, 5)):
+                    self._add(x, z, partial(self._bollard, x, z), 0.08, 0.08, 1)
+            self._plan_parked_two_wheelers(x + side * 0.4, certain=side > 0)
             if self._chance(0.12):
                 self._plan_railing(side * (kerb + 0.3))
         if self.zebra is not None or self._chance(0.3):
             z = self.crossing - 5
             for x in (-self.kerbs[0] - 0.4, self.kerbs[1] + 0.4):
-                self._add(x, z, lambda x=x, z=z: self._signal(x, z), 0.1, 0.1, 3.5)
+                self._add(x, z, partial(self._signal, x, z), 0.1, 0.1, 3.5)
+
+    def _plan_trees(self, x: float) -> None:
+        rng = self.rng
+        row = self._chance(0.15 + 0.85 * self.city.greenery)
+        z, step = rng.uniform(3, 12), rng.uniform(7, 14)
+        while row and z < 120:
+            if not self.crossing - 3 < z < self.crossing + 12 and self._chance(0.85):
+                height = rng.uniform(4.5, 8)
+                self._add(x, z, partial(self._tree, x, z, height), 0.9, 0.9, height)
+            z += step * rng.uniform(0.8, 1.2)
+
+    def _plan_parked_two_wheelers(self, x: float, certain: bool) -> None:
+        """Groups of bicycles, and a motorcycle: on the `certain` side in each fifth image."""
+        rng = self.rng
+        for start in rng.uniform(5, 25, rng.poisson(0.7)):
+            angle = rng.uniform(0, math.pi)
+            for z in start + 0.8 * np.arange(rng.integers(1, 4)):
+                self._add(x, z, partial(self._two_wheeler, x, z, angle, False, False), 0.5, 0.3, 1)
+        if self._chance(0.18) or (self.index % 5 == 4 and certain):
+            z, angle = rng.uniform(6, 18), rng.uniform(0, math.pi)
+            self._add(x, z, partial(self._two_wheeler, x, z, angle, True, False), 0.5, 0.3, 1)
 
     def _plan_railing(self, x: float) -> None:
         """A low fence between road and sidewalk."""
@@ -1176,11 +1165,11 @@ class Scene:
     def _sign(self, x: float, z: float) -> None:
         rng = self.rng
         high = rng.uniform(2.2, 3.2)
-        self._post(x, z, high, 0.1)
+        self._post(x, z, high, 0.15)
         face, rim = self._choose(_SIGNS)
         shape = self._choose(("disc", "disc", "triangle", "box"))
         half_w, half_h = (
-            (0.42, 0.42) if shape != "box" else (rng.uniform(0.35, 0.9), rng.uniform(0.3, 0.5))
+            (0.5, 0.5) if shape != "box" else (rng.uniform(0.35, 0.9), rng.uniform(0.3, 0.5))
         )
         self._panel(x, high, z, half_w, half_h, rim, TRAFFIC_SIGN, shape)
         self._panel(x, high, z, half_w * 0.72, half_h * 0.72, face, TRAFFIC_SIGN, shape)
@@ -1200,7 +1189,7 @@ class Scene:
             places.append((tip, 5.2))
         lit = int(self.rng.integers(3))
         for x_, y in places:
-            self._panel(x_, y, z, 0.24, 0.58, (0.1, 0.11, 0.1), TRAFFIC_LIGHT)
+            self._panel(x_, y, z, 0.28, 0.64, (0.1, 0.11, 0.1), TRAFFIC_LIGHT)
             for i, colour in enumerate(((0.95, 0.15, 0.1), (0.95, 0.7, 0.1), (0.15, 0.9, 0.5))):
                 glow = colour if i == lit else tuple(0.25 * c for c in colour)
                 fill = tuple(int(255 * c * (1.0 if i == lit else 0.7)) for c in glow)
@@ -1544,6 +1533,8 @@ class Scene:
         radiance = radiance + rng.normal(0, city.noise, radiance.shape) * np.sqrt(radiance)
         radiance = np.clip(radiance, 0, None)
         display = np.clip(1.12 * (1 - np.exp(-1.5 * radiance)), 0, 1) ** (1 / city.gamma)
+        grey = display.mean(-1, keepdims=True)
+        display = np.clip(grey + city.saturation * (display - grey), 0, 1)
         image = Image.fromarray((255 * display).astype(np.uint8))
         image = np.array(image.filter(ImageFilter.GaussianBlur(0.35)))
         if city.frame:
