@@ -53,7 +53,7 @@ def print_table(runs: list[FinishedRun]) -> None:
     for run in runs:
         paper = run.result["paper"]
         cells = "".join(f"{run.result['metrics'][name]:11.2f}" for name in names)
-        published = "".join(f"{paper[name] if paper else float('nan'):11.2f}" for name in names)
+        published = "".join(f"{paper[name]:11.2f}" if paper else f"{'-':>11}" for name in names)
         print(f"{run.result['model']:22}{run.label:10}{cells}   {published}")
 
 
