@@ -148,7 +148,7 @@ def _valid_keys(arguments: list[str]) -> list[str]:
                 walk(node[key], f"{prefix}{key}.")
 
     with contextlib.suppress(HydraException, OmegaConfBaseException):
-        walk(compose(choices), "")
+        walk(_compose(choices), "")
     return sorted(groups | set(keys))
 
 
@@ -159,9 +159,13 @@ def compose(overrides: list[str]) -> DictConfig:
         InputError: an override names something that does not exist.
     """
     try:
-        if GlobalHydra.instance().is_initialized():
-            return hydra.compose("train", overrides)
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return hydra.compose("train", overrides)
+        return _compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, overrides)) from None
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose("train", overrides)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train", overrides)

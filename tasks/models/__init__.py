@@ -87,9 +87,11 @@ def read_checkpoint(path: str) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist") from None
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"checkpoint {path} cannot be read: {reason}") from None
+    except Exception as error:  # torch.load's own message advises to run the file's code
+        raise InputError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or no "
+            "checkpoint; give another one, or delete it to start its run anew"
+        ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of a run (it has no state_dict)")
     return checkpoint
