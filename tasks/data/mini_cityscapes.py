@@ -21,9 +21,6 @@ radiance until the final exposure, so that 8 bits are enough for sun and shade.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,9 +28,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
+
+from tasks.data import miniature
 
 VERSION = 1
 SEED = 0
@@ -70,54 +68,22 @@ Colour = tuple[float, float, float]
 
 
 def ensure(root: Path | str, seed: int = SEED) -> Path:
-    """Return the folder of the miniature, generating it (under a minute) if it is not there.
+    """The miniature's folder, with `leftImg8bit` and `gtFine` in it; see `miniature.ensure`.
 
-    Args:
-        root: folder to hold it; made if absent. The miniature is a sub-folder named after
-            `VERSION` and `seed`, so that a change of either never meets old files.
-        seed: everything drawn follows from it; the same seed gives the same bytes (with the
-            same versions of numpy and Pillow).
-
-    Returns:
-        The dataset root, with `leftImg8bit` and `gtFine` in it. It is complete: files are written
-        to a temporary sibling that is renamed at the end. Processes that call this at once wait
-        for the one that generates.
-
-    Raises:
-        OSError: `root` cannot be written.
+    The same seed gives the same bytes (with the same versions of numpy and Pillow).
     """
-    root = Path(root)
-    target = root / f"cityscapes-v{VERSION}-seed{seed}"
-    if target.is_dir():
-        return target
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{target.name}.lock"):
-        if not target.is_dir():
-            partial = root / f".{target.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted generation
-            try:
-                _generate(partial, target, seed)
-                os.rename(partial, target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    return target
+    return miniature.ensure(root, "cityscapes", VERSION, seed, partial(_generate, seed))
 
 
-def _generate(folder: Path, target: Path, seed: int) -> None:
-    """Write all images of both splits under `folder`; `target` is only named to the user."""
+def _generate(seed: int, folder: Path) -> None:
+    """Write all images of both splits under `folder`."""
     jobs = [
         (split, city, index)
         for split, cities in CITIES.items()
         for city in cities
         for index in range(IMAGES_PER_CITY[split])
     ]
-    print(
-        f"generating the Cityscapes miniature ({len(jobs)} images) in {target}",
-        file=sys.stderr,
-        flush=True,
-    )
-    bar = tqdm(jobs, unit="image", leave=False, disable=None)  # only on a terminal
-    for split, city, index in bar:
+    for split, city, index in tqdm(jobs, unit="image", leave=False, disable=None):
         image, labels = render(split, city, index, seed)
         stem = f"{city}_{index:06d}_000019"  # the 20th frame of a sequence, as in Cityscapes
         for kind, name, pixels in (
