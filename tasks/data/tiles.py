@@ -1,0 +1,266 @@
+"""Large georeferenced images, read by windows: patches to train on, windows to evaluate.
+
+No torch here, and no tile is ever held whole: a 5000 x 5000 image costs the memory of one window.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.windows import Window
+
+from tasks.errors import InputError
+
+IGNORED, UNKNOWN = 255, 254
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image file, its label file if there is one, and the group (a city) it is scored in."""
+
+    name: str
+    image: Path
+    label: Path | None
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rectangle of a tile in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def class_table(classes: dict[int, int], ignored: Sequence[int] = ()) -> np.ndarray:
+    """uint8 [256]: label value to class id; `IGNORED` for ``ignored``, `UNKNOWN` for all others."""
+    table = np.full(256, UNKNOWN, dtype=np.uint8)
+    table[list(classes)] = list(classes.values())
+    table[list(ignored)] = IGNORED
+    return table
+
+
+def check_tiles(tiles: Sequence[Tile], bands: int) -> list[tuple[int, int]]:
+    """Height and width of every tile, from the files' headers alone.
+
+    Raises:
+        InputError: a file cannot be opened, has another number of bands or is not uint8, or image
+            and label differ in size or transform.
+    """
+    return [_check_tile(tile, bands) for tile in tiles]
+
+
+def _check_tile(tile: Tile, bands: int) -> tuple[int, int]:
+    with open_raster(tile.image) as image:
+        _check_bands(image, tile.image, bands)
+        size = (image.height, image.width)
+        if tile.label is not None:
+            with open_raster(tile.label) as label:
+                _check_bands(label, tile.label, 1)
+                if (label.height, label.width) != size:
+                    raise InputError(
+                        f"{tile.label} is {label.height} x {label.width} but its image is "
+                        f"{size[0]} x {size[1]} (height x width); take both from the same release"
+                    )
+                if not label.transform.almost_equals(image.transform, precision=1e-3):
+                    raise InputError(
+                        f"{tile.label} covers another place than its image: transform "
+                        f"{tuple(label.transform)[:6]} instead of {tuple(image.transform)[:6]}; "
+                        "take both from the same release"
+                    )
+    return size
+
+
+def _check_bands(raster: rasterio.DatasetReader, path: Path, bands: int) -> None:
+    if raster.count != bands or any(kind != "uint8" for kind in raster.dtypes):
+        raise InputError(
+            f"{path} has {raster.count} bands of {raster.dtypes[0]}; expected {bands} of uint8"
+        )
+
+
+def open_raster(path: Path) -> rasterio.DatasetReader:
+    """An open raster file.
+
+    Raises:
+        InputError: it does not exist or is no raster.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except RasterioIOError as error:
+        raise InputError(f"{path} cannot be opened ({error}); get the file again") from None
+
+
+def read(path: Path, place: Place) -> np.ndarray:
+    """A rectangle of a raster file, uint8 [height, width, bands].
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    window = Window(place.left, place.top, place.width, place.height)
+    with open_raster(path) as raster:
+        try:
+            return np.moveaxis(raster.read(window=window), 0, -1)
+        except RasterioError as error:
+            raise InputError(f"{path} cannot be read ({error}); get the file again") from None
+
+
+def read_sample(tile: Tile, place: Place, train_ids: np.ndarray) -> dict[str, np.ndarray | str]:
+    """``image`` uint8 [h, w, bands], ``label`` uint8 [h, w] of class ids, ``name``, ``group``.
+
+    Without a label file every pixel is `IGNORED`.
+
+    Raises:
+        InputError: a file cannot be read, or a label value is unknown.
+    """
+    label = np.full((place.height, place.width), IGNORED, dtype=np.uint8)
+    if tile.label is not None:
+        values = read(tile.label, place)[..., 0]
+        label = train_ids[values]
+        if (label == UNKNOWN).any():
+            known = ", ".join(str(value) for value in np.flatnonzero(train_ids != UNKNOWN))
+            raise InputError(
+                f"{tile.label} has the label value {values[label == UNKNOWN][0]}; expected {known}"
+            )
+    image = read(tile.image, place)
+    return {"image": image, "label": label, "name": tile.name, "group": tile.group}
+
+
+class RandomPatches:
+    """Patches at random places of random tiles, another one at every draw.
+
+    Args:
+        tiles: what to draw from, each tile with the same probability.
+        size: height and width of a patch in pixels.
+        per_epoch: number of draws that count as one epoch.
+        bands: number of bands of every image.
+        train_ids: label value to class id (`class_table`).
+        identity: see `tasks.data.Dataset`.
+        plot: draws a sample.
+
+    Raises:
+        InputError: a tile is not as it should be, or smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        tiles: Sequence[Tile],
+        size: tuple[int, int],
+        per_epoch: int,
+        bands: int,
+        train_ids: np.ndarray,
+        identity: str,
+        plot: Callable | None = None,
+    ):
+        self.tiles, self.size, self.per_epoch = list(tiles), tuple(size), per_epoch
+        self.train_ids, self.identity, self.plot = train_ids, identity, plot
+        self.tile_sizes = check_tiles(self.tiles, bands)
+        for tile, (height, width) in zip(self.tiles, self.tile_sizes, strict=True):
+            if height < self.size[0] or width < self.size[1]:
+                raise InputError(
+                    f"{tile.image} is {height} x {width} pixels, smaller than a patch of "
+                    f"{self.size[0]} x {self.size[1]}: lower data.crop"
+                )
+
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray | str]:
+        """A sample as of `read_sample`, at a place that follows from ``rng``."""
+        index = int(rng.integers(len(self.tiles)))
+        free = [have - need for have, need in zip(self.tile_sizes[index], self.size, strict=True)]
+        top, left = (int(rng.integers(room + 1)) for room in free)
+        return read_sample(self.tiles[index], Place(top, left, *self.size), self.train_ids)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        """The draw that follows from ``index`` alone."""
+        return self.draw(np.random.default_rng(index))
+
+
+class TileWindows:
+    """Overlapping windows that cover whole tiles; each pixel counts in exactly one of them.
+
+    A network sees ``halo`` pixels around what it is scored on (less at a tile's border, where the
+    window moves inside). Labels outside a window's core are `IGNORED`, so that a confusion matrix
+    over all windows is the one over the whole tiles.
+
+    Args:
+        tiles: the tiles to cover.
+        size: height and width of a window in pixels; a smaller tile gives smaller windows.
+        halo: pixels that two neighbouring windows overlap beyond their cores, on each side.
+        bands, train_ids, identity, plot: as for `RandomPatches`.
+
+    Raises:
+        InputError: a tile is not as it should be, or the halo leaves no core.
+    """
+
+    def __init__(
+        self,
+        tiles: Sequence[Tile],
+        size: tuple[int, int],
+        halo: int,
+        bands: int,
+        train_ids: np.ndarray,
+        identity: str,
+        plot: Callable | None = None,
+    ):
+        if 2 * halo >= min(size):
+            raise InputError(
+                f"windows of {size[0]} x {size[1]} pixels with a halo of {halo} have no core: "
+                "lower task.eval_halo or raise data.crop"
+            )
+        self.tiles, self.train_ids = list(tiles), train_ids
+        self.identity, self.plot = identity, plot
+        self.tile_sizes = check_tiles(self.tiles, bands)
+        self.windows: list[tuple[int, Place, Place]] = []
+        for number, (height, width) in enumerate(self.tile_sizes):
+            rows, columns = cover(height, size[0], halo), cover(width, size[1], halo)
+            for top, bottom, core_top, core_bottom in rows:
+                for left, right, core_left, core_right in columns:
+                    window = Place(top, left, bottom - top, right - left)
+                    height_, width_ = core_bottom - core_top, core_right - core_left
+                    core = Place(core_top, core_left, height_, width_)
+                    self.windows.append((number, window, core))
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        """A sample as of `read_sample`; ``label`` is `IGNORED` outside the window's core."""
+        number, window, core = self.windows[index]
+        sample = read_sample(self.tiles[number], window, self.train_ids)
+        inside = core_of(window, core)
+        label = np.full_like(sample["label"], IGNORED)
+        label[inside] = sample["label"][inside]
+        return sample | {"label": label}
+
+
+def core_of(window: Place, core: Place) -> tuple[slice, slice]:
+    """Where the core lies within its window."""
+    top, left = core.top - window.top, core.left - window.left
+    return slice(top, top + core.height), slice(left, left + core.width)
+
+
+def cover(length: int, size: int, halo: int) -> list[tuple[int, int, int, int]]:
+    """Windows over one axis: (start, end, core start, core end) each, cores without gap or overlap.
+
+    Every core but the first and last of the axis is at least ``halo`` away from its window's ends.
+    """
+    if length <= size:
+        return [(0, length, 0, length)]
+    stride = size - 2 * halo
+    starts = [*range(0, length - size, stride), length - size]
+    middles = [(left + size + right) // 2 for left, right in itertools.pairwise(starts)]
+    edges = [0, *middles, length]
+    return [
+        (start, start + size, core, end)
+        for start, core, end in zip(starts, edges[:-1], edges[1:], strict=True)
+    ]
