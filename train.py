@@ -15,7 +15,7 @@ from tasks.run import Run
 @cli.one_run
 def train(cfg: DictConfig) -> None:
     check_config(cfg)
-    train_set, eval_set = open_datasets(cfg)
+    datasets = open_datasets(cfg)
 
     # torch only from here on: a mistake in the configuration or missing data is answered at once.
     import pytorch_lightning as pl
@@ -23,31 +23,28 @@ def train(cfg: DictConfig) -> None:
     from tasks import training
     from tasks.data.loading import DataModule
     from tasks.models import build_model, load_weights, scaled_norm
-    from tasks.segmentation import Segmentation
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
-    norm = scaled_norm(cfg)
     if cfg.checkpoint is not None:
-        load_weights(model, cfg.checkpoint, norm if cfg.mode == "test" else None)
-    module = Segmentation(model, cfg.task, norm)
-    data = DataModule(cfg, train_set, eval_set)
+        load_weights(model, cfg.checkpoint, scaled_norm(cfg) if cfg.mode == "test" else None)
+    module = training.make_module(cfg, model, datasets.eval)
+    data = DataModule(cfg, datasets)
     if cfg.mode == "test":
         training.evaluate(cfg, module, data)
         return
 
-    with Run(cfg, train_set.identity, eval_set.identity, training.world_size(cfg.trainer)) as run:
+    with Run(cfg, datasets.identity, training.world_size(cfg.trainer)) as run:
         if run.result is not None:
             cli.say(f"finished already: {run.directory / 'result.json'}")
             training.print_row(run.result)
             return
-        trainer, history = training.make_trainer(cfg, run)
-        training.describe(cfg, run, model, train_set, eval_set)
+        trainer, history = training.make_trainer(cfg, run, datasets)
+        training.describe(cfg, run, model, datasets)
         trainer.fit(module, data, ckpt_path=training.checkpoint_to_continue(run, model))
-        if not module.scores:  # the last epoch was not one of those evaluated
-            trainer.validate(module, data, verbose=False)
+        outcome = training.outcome(cfg, run, trainer, module, data, history)
         if trainer.is_global_zero:
-            run.write_result(training.make_result(cfg, run, trainer, module, history))
+            run.write_result(training.make_result(cfg, run, trainer, outcome, history))
             training.print_row(run.result)
             cli.say(f"\nresult, metrics, log, checkpoint: {run.directory}")
 

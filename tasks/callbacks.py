@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -24,13 +25,17 @@ log = logging.getLogger("train")
 class History(pl.Callback):
     """A line per epoch in ``metrics.csv``; kept in the checkpoint, so that a continued run goes on.
 
+    Args:
+        path: of the file.
+        primary: the metric by which epochs are compared; less is better if it ends in ``_err``.
+
     Attributes:
         rows: one dict per epoch: epoch (from 1), step, lr, loss, seconds, and, for epochs that were
-            evaluated, val_loss and the metrics in percent.
+            evaluated, val_loss if the task has one and the metrics in percent.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, primary: str):
+        self.path, self.primary = path, primary
         self.rows: list[dict[str, float]] = []
         self._seconds_before = 0.0
 
@@ -47,9 +52,23 @@ class History(pl.Callback):
         return self._seconds_before + time.monotonic() - self._started
 
     @property
-    def best(self) -> dict[str, float]:
-        """The evaluated epoch with the highest mIoU."""
-        return max((row for row in self.rows if "miou" in row), key=lambda row: row["miou"])
+    def evaluated(self) -> list[dict[str, float]]:
+        """The rows of evaluated epochs."""
+        return [row for row in self.rows if self.primary in row]
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """Epoch and primary metric of the best evaluated epoch; None if none was evaluated."""
+        if not self.evaluated:
+            return None
+        choose = min if self.primary.endswith("_err") else max
+        row = choose(self.evaluated, key=lambda row: row[self.primary])
+        return {name: row[name] for name in ("epoch", self.primary)}
+
+    def median(self, epochs: int, names: list[str]) -> dict[str, float]:
+        """The median of each metric over those of the last epochs that were evaluated."""
+        last = [row for row in self.rows[-epochs:] if self.primary in row]
+        return {name: statistics.median(row[name] for row in last) for name in names}
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._started = time.monotonic()
@@ -75,8 +94,9 @@ class History(pl.Callback):
 
     def _add_scores(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if module.scores:
-            val_loss = trainer.callback_metrics["val_loss"].item()
-            self.rows[-1] |= {"val_loss": val_loss, **module.scores}
+            if "val_loss" in trainer.callback_metrics:
+                self.rows[-1]["val_loss"] = trainer.callback_metrics["val_loss"].item()
+            self.rows[-1] |= module.scores
         if trainer.is_global_zero:
             self._write()
 
@@ -104,16 +124,16 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class ProgressLine(ProgressBar):
-    """One line for the whole run: epoch, loss, mIoU, steps, time left.
+    """One line for the whole run: epoch, loss, the primary metric, steps, time left.
 
     Where standard error is no terminal, a line is printed at most every ``interval`` seconds.
     """
 
-    def __init__(self, interval: float = 15.0):
+    def __init__(self, primary: str, interval: float = 15.0):
         super().__init__()
-        self.interval = interval
+        self.primary, self.interval = primary, interval
         self._bar: tqdm | None = None
-        self._miou = math.nan
+        self._score = math.nan
         self._enabled = True
 
     def disable(self) -> None:
@@ -142,16 +162,17 @@ class ProgressLine(ProgressBar):
         self._bar.update()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._miou = module.scores.get("miou", math.nan)
+        self._score = module.scores.get(self.primary, math.nan)
         if self._bar is not None:
             self._describe(trainer)
 
     def _describe(self, trainer: pl.Trainer) -> None:
         loss = trainer.callback_metrics.get("loss_step", trainer.callback_metrics.get("loss"))
-        miou = "    -" if math.isnan(self._miou) else f"{self._miou:5.2f}"
+        score = "    -" if math.isnan(self._score) else f"{self._score:5.2f}"
+        label = "mIoU" if self.primary == "miou" else self.primary
         self._bar.set_description_str(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
-            f"loss {float(loss) if loss is not None else math.nan:.4f}  mIoU {miou}",
+            f"loss {float(loss) if loss is not None else math.nan:.4f}  {label} {score}",
             refresh=False,
         )
 

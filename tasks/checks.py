@@ -7,12 +7,17 @@ from tasks.errors import InputError
 
 def check_config(cfg: DictConfig) -> None:
     """Raises InputError naming the key, its value and what is allowed."""
-    _pair(cfg, "data.crop")
+    if cfg.task.kind != "detection":  # which takes whole images
+        _pair(cfg, "data.crop")
     for key in ("data.batch_size", "data.eval_batch_size", "data.eval_every", "trainer.max_epochs"):
         _require(cfg, key, _is_positive_int, "a whole number of at least 1")
     _require(cfg, "data.workers", lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
     _require(cfg, "data.scale", lambda v: _is_number(v) and 0 < v <= 1, "above 0 and at most 1")
-    _require(cfg, "data.eval_split", lambda v: v in ("train", "val"), "train or val")
+    splits = cfg.task.eval_splits
+    _require(cfg, "data.eval_split", lambda v: v in splits, " or ".join(splits))
+    _require(
+        cfg, "data.holdout", lambda v: v in (False, cfg.task.name == "inria"), "false but for INRIA"
+    )
     _require(cfg, "mode", lambda v: v in ("train", "test"), "train or test")
     _require(cfg, "seed", lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
     _require(cfg, "task.optimizer.lr", lambda v: _is_number(v) and v > 0, "above 0")

@@ -28,12 +28,19 @@ CONFIGS = ROOT / "configs"
 FINISHED, FAILED, MEND, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
 _exit_codes: list[int] = []
 
-OmegaConf.register_new_resolver(
-    "scaled", lambda sizes, scale: [max(1, int(size * scale)) for size in sizes], replace=True
-)
+
+def _scaled(size, scale):
+    """A length in pixels or several times a factor, rounded down and at least 1; None for None."""
+    if size is None:
+        return None
+    if isinstance(size, int):
+        return max(1, int(size * scale))
+    return OmegaConf.create([max(1, int(side * scale)) for side in size])
 
 
+OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
 OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
+OmegaConf.register_new_resolver("either", lambda holds, a, b: a if holds else b, replace=True)
 
 
 class Busy(Exception):

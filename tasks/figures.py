@@ -13,7 +13,8 @@ from torch import nn
 
 from tasks.data import Dataset, open_datasets
 from tasks.data.cityscapes import IGNORED, colorize
-from tasks.data.loading import Augmented, segmentation_transform
+from tasks.data.loading import Augmented
+from tasks.data.transforms import make_transform
 from tasks.errors import InputError
 from tasks.models import build_model, load_weights, scaled_norm
 from tasks.run import norm_label
@@ -49,7 +50,7 @@ class FinishedRun:
         model = build_model(self.cfg)
         norm = scaled_norm(self.cfg)
         load_weights(model, str(self.directory / "last.ckpt"), norm)
-        return Segmentation(model, self.cfg.task, norm).eval()
+        return Segmentation(model, self.cfg, norm).eval()
 
 
 def finished_runs(places: list[Path]) -> list[FinishedRun]:
@@ -81,7 +82,7 @@ def learning_curves(runs: list[FinishedRun]) -> Figure:
 
 def predict(network: nn.Module, cfg: DictConfig, dataset: Dataset, index: int) -> np.ndarray:
     """The predicted train ids [H, W] of one whole image."""
-    sample = Augmented(dataset, segmentation_transform(cfg, training=False), cfg.seed)[0, index]
+    sample = Augmented(dataset, make_transform(cfg, training=False), cfg.seed)[0, index]
     with torch.inference_mode():
         return network(sample["image"][None]).argmax(1)[0].byte().numpy()
 
@@ -92,7 +93,7 @@ def side_by_side(left: FinishedRun, right: FinishedRun, count: int = 2) -> Figur
     The images are spread evenly over the evaluation split; the detail, a quarter of the image's
     height and width, is where the two predictions differ most on labelled pixels.
     """
-    _, dataset = open_datasets(left.cfg)
+    dataset = open_datasets(left.cfg).eval
     networks = [(run, run.network()) for run in (left, right)]
     figure = Figure(figsize=(13, 3.5 * count), layout="constrained")
     axes = figure.subplots(2 * count, 4, squeeze=False)

@@ -1,35 +1,54 @@
 """Optimizers and learning-rate schedules by the names that configurations use."""
 
-from collections.abc import Iterable
+import bisect
+from collections.abc import Callable, Iterable
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from tasks.errors import InputError
+from tasks.paper import learning_rate
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-SCHEDULES = ("poly",)
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], task: DictConfig, trainer: pl.Trainer
+    parameters: Iterable[nn.Parameter], task: DictConfig, total_batch: int, steps: int
 ) -> dict:
     """The optimizer and its schedule, stepped once per iteration, in Lightning's form.
+
+    Args:
+        parameters: of the network; those that need no gradient are left out.
+        task: the ``task`` configuration.
+        total_batch: samples per step over all devices.
+        steps: iterations of the whole training.
 
     Raises:
         InputError: an unknown optimizer or schedule.
     """
-    settings = dict(task.optimizer)
+    settings = dict(task.optimizer) | {"lr": learning_rate(task, total_batch)}
     name = settings.pop("name")
     if name not in OPTIMIZERS:
         raise InputError(f"task.optimizer.name={name}: choose one of {', '.join(OPTIMIZERS)}")
-    optimizer = OPTIMIZERS[name](parameters, **settings)
-    if task.schedule.name not in SCHEDULES:
-        raise InputError(f"task.schedule.name={task.schedule.name}: choose one of {SCHEDULES}")
-    steps, power = trainer.estimated_stepping_batches, task.schedule.power
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: max(0.0, 1 - step / steps) ** power
-    )
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = OPTIMIZERS[name](trained, **settings)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(task.schedule, steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _factor(schedule: DictConfig, steps: int) -> Callable[[int], float]:
+    """What the learning rate is multiplied by at each of ``steps`` iterations."""
+    if schedule.name == "poly":
+        return lambda step: max(0.0, 1 - step / steps) ** schedule.power
+    if schedule.name == "step":
+        drops = [drop * steps for drop in schedule.drops]
+        warmup = schedule.get("warmup", 0.0) * steps
+        start = schedule.get("warmup_from", 1.0)
+
+        def factor(step: int) -> float:
+            ramp = start + (1 - start) * step / warmup if step < warmup else 1.0
+            return ramp * 0.1 ** bisect.bisect_right(drops, step)
+
+        return factor
+    raise InputError(f"task.schedule.name={schedule.name}: choose one of poly, step")

@@ -1,4 +1,4 @@
-"""The published tables: which row a configuration stands beside."""
+"""What was published: the tables' rows, and the total batch that a learning rate belongs to."""
 
 import csv
 from pathlib import Path
@@ -11,9 +11,31 @@ METRICS = {
     "cityscapes": ["miou", "pixel_acc", "mean_acc"],
     "imagenet": ["top1_err", "top5_err"],
     "coco": ["ap_bbox", "ap50_bbox", "ap75_bbox", "ap_mask", "ap50_mask", "ap75_mask"],
+    "inria": None,  # IoU and accuracy of every city that is scored, and overall
     "chesapeake": ["miou", "pixel_acc"],
 }
 """Metrics of each task's table, in the order of its columns, in percent."""
+
+PRIMARY = {
+    "cityscapes": "miou",
+    "imagenet": "top1_err",
+    "coco": "ap_bbox",
+    "inria": "overall_iou",
+    "chesapeake": "miou",
+}
+"""The metric of each task that is shown while it trains and compared first; more is better, but for
+those that end in ``_err``."""
+
+
+def protocol_batch(task: DictConfig) -> int:
+    """The total batch that the protocol's learning rate belongs to."""
+    return task.devices * task.model.batch_size
+
+
+def learning_rate(task: DictConfig, total_batch: int) -> float:
+    """The rate to start from: the protocol's, in proportion to the total batch if so configured."""
+    factor = total_batch / protocol_batch(task) if task.scale_lr else 1.0
+    return task.optimizer.lr * factor
 
 
 def canonical_norm(norm: dict) -> dict:
@@ -55,8 +77,11 @@ def paper_row(cfg: DictConfig) -> dict | None:
 
     The row of the experiment asked for, or, without one, of the experiment with the same task,
     model and norm; on the full dataset only if crop and epochs are the protocol's too. A norm that
-    is no row's has none, whatever experiment it was derived from.
+    is no row's has none, whatever experiment it was derived from; neither has one that is scored on
+    held out tiles of the training cities.
     """
+    if cfg.data.holdout:
+        return None
     as_published = cfg.data.crop == cfg.task.crop and cfg.trainer.max_epochs == cfg.task.epochs
     if cfg.paper is None and cfg.data.name == "full" and not as_published:
         return None

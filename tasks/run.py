@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.cli import ROOT, Busy
-from tasks.paper import canonical_norm
+from tasks.paper import canonical_norm, learning_rate
 
 log = logging.getLogger("train")
 
@@ -34,14 +34,13 @@ class Run:
 
     Args:
         cfg: the resolved configuration.
-        train_identity, eval_identity: what identifies the data, wherever it lies.
+        dataset: what identifies the data, wherever it lies.
         world_size: number of processes, one device each.
     """
 
-    def __init__(self, cfg: DictConfig, train_identity: str, eval_identity: str, world_size: int):
+    def __init__(self, cfg: DictConfig, dataset: str, world_size: int):
         self.cfg = cfg
         self.total_batch = cfg.data.batch_size * world_size
-        dataset = f"{train_identity} {eval_identity}"
         identity = json.dumps(_identity(cfg, dataset, self.total_batch), sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         norm = norm_label(cfg.norm)
@@ -131,16 +130,34 @@ def norm_label(norm: DictConfig) -> str:
     return "_".join(parts)
 
 
+# Keys of a task that a run takes from `data`, `trainer` or the learning rate.
+REACHES_THE_RUN_OTHERWISE = (
+    "epochs", "steps", "devices", "scale_lr", "crop", "resize", "patches_per_epoch", "eval_split",
+    "eval_splits", "mini",
+)  # fmt: skip
+
+
 def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
     task = OmegaConf.to_container(cfg.task, resolve=True)
-    for key in ("epochs", "devices", "crop", "mini"):  # they reach the run through data and trainer
-        task.pop(key)
+    task["optimizer"]["lr"] = learning_rate(cfg.task, total_batch)
+    for key in REACHES_THE_RUN_OTHERWISE:
+        task.pop(key, None)
     model = task["model"]
     for key in ("batch_size", "mini"):
         model.pop(key)
-    model["pretrained"] = file_digest(model["pretrained"])
+    for settings, key in ((model, "pretrained"), (task, "backbone_checkpoint")):
+        if key in settings:
+            settings[key] = file_digest(settings[key])
     data = OmegaConf.to_container(cfg.data, resolve=True)
-    for key in ("root", "batch_size", "total_batch", "eval_batch_size", "workers", "epochs"):
+    for key in (
+        "root",
+        "batch_size",
+        "total_batch",
+        "eval_batch_size",
+        "workers",
+        "epochs",
+        "steps",
+    ):
         data.pop(key)
     identity = {
         "task": task,
@@ -151,6 +168,7 @@ def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
         "seed": cfg.seed,
         "checkpoint": file_digest(cfg.checkpoint),
         "epochs": cfg.trainer.max_epochs,
+        "steps": cfg.trainer.max_steps,
         "precision": cfg.trainer.precision,
     }
     if cfg.norm.name == "bn":  # its statistics are those of one device's images

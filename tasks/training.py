@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -17,8 +18,12 @@ from torch import nn
 
 from lcn import audit
 from tasks.callbacks import AtomicCheckpoints, History, ProgressLine
+from tasks.data import Dataset, Datasets, is_labelled
+from tasks.data.loading import DataModule
 from tasks.models import load_weights, scaled_norm
-from tasks.paper import METRICS, paper_row
+from tasks.module import TaskModule
+from tasks.paper import METRICS, PRIMARY, learning_rate, paper_row, protocol_batch
+from tasks.prediction import write_submission
 from tasks.run import Run, git_commit, norm_label, versions, write_atomically
 
 log = logging.getLogger("train")
@@ -34,10 +39,26 @@ def world_size(trainer: DictConfig) -> int:
     return count * trainer.num_nodes
 
 
-def make_trainer(cfg: DictConfig, run: Run) -> tuple[pl.Trainer, History]:
+def make_module(cfg: DictConfig, model: nn.Module, eval_set: Dataset) -> TaskModule:
+    """The network with the loss and the scores of its kind of task."""
+    norm = scaled_norm(cfg)
+    if cfg.task.kind == "segmentation":
+        from tasks.segmentation import Segmentation
+
+        return Segmentation(model, cfg, norm, getattr(eval_set, "groups", ("all",)))
+    if cfg.task.kind == "classification":
+        from tasks.classification import Classification
+
+        return Classification(model, cfg, norm)
+    from tasks.detection import Detection
+
+    return Detection(model, cfg, norm, eval_set)
+
+
+def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trainer, History]:
     """Lightning's trainer for a run, and the history that it fills."""
     quiet_lightning()
-    history = History(run.directory / "metrics.csv")
+    history = History(run.directory / "metrics.csv", PRIMARY[cfg.task.name])
     loggers = make_loggers(cfg, run)
     callbacks = [
         history,
@@ -47,7 +68,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> tuple[pl.Trainer, History]:
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         ),
-        ProgressLine(),
+        ProgressLine(PRIMARY[cfg.task.name]),
     ]
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
@@ -59,9 +80,11 @@ def make_trainer(cfg: DictConfig, run: Run) -> tuple[pl.Trainer, History]:
         strategy=settings["strategy"],
         precision=settings["precision"],
         max_epochs=settings["max_epochs"],
+        max_steps=-1 if settings["max_steps"] is None else settings["max_steps"],
         deterministic=settings["deterministic"],
         enable_progress_bar=settings["progress_bar"],
         check_val_every_n_epoch=cfg.data.eval_every,
+        limit_val_batches=None if is_labelled(datasets.eval) else 0,
         callbacks=callbacks,
         logger=loggers,
         plugins=[AtomicCheckpoints()],
@@ -105,7 +128,7 @@ def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
     return []
 
 
-def describe(cfg: DictConfig, run: Run, model: nn.Module, train_set, eval_set) -> None:
+def describe(cfg: DictConfig, run: Run, model: nn.Module, datasets: Datasets) -> None:
     """Logs what is about to be trained, and which norm layers will see a window."""
     if run.is_first_process:
         run.write_config()
@@ -114,35 +137,64 @@ def describe(cfg: DictConfig, run: Run, model: nn.Module, train_set, eval_set) -
     if "window" in norm and cfg.data.scale != 1 and norm.window != "all":
         window = f" (window {used['window']} at scale {cfg.data.scale:g})"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    steps = len(train_set) // run.total_batch * cfg.trainer.max_epochs
+    steps = len(datasets.train) // run.total_batch * cfg.trainer.max_epochs
+    if cfg.trainer.max_steps is not None:
+        steps = min(steps, cfg.trainer.max_steps)
+    height, width = training_size(cfg)
     log.info(f"run     {run.directory}")
     log.info(
-        f"data    {cfg.task.name}, {cfg.data.name}: {len(train_set)} training images, "
-        f"{len(eval_set)} in {cfg.data.eval_split}, crop {cfg.data.crop[0]} x {cfg.data.crop[1]}"
+        f"data    {cfg.task.name}, {cfg.data.name}: {len(datasets.train)} training samples of "
+        f"{height} x {width}, {len(datasets.eval)} in {cfg.data.eval_split}"
     )
     log.info(f"model   {cfg.task.model.name}, {parameters:,} parameters")
+    for note in getattr(model, "notes", ()):
+        log.info(f"        {note}")
     log.info(f"norm    {norm_label(norm)}{window}")
     log.info(
         f"batch   {run.total_batch} in all ({run.total_batch // cfg.data.batch_size} x "
         f"{cfg.data.batch_size}), {cfg.trainer.max_epochs} epochs, {steps} steps"
     )
-    if run.total_batch != cfg.data.total_batch:
-        log.warning(
-            f"warning: the total batch is {run.total_batch}; the protocol's learning rate "
-            f"{cfg.task.optimizer.lr:g} belongs to a total batch of {cfg.data.total_batch}: change "
-            "data.batch_size, trainer.devices or task.optimizer.lr"
+    log_learning_rate(cfg, run.total_batch)
+    log_audit(cfg, run, model, datasets.eval)
+
+
+def log_learning_rate(cfg: DictConfig, total_batch: int) -> None:
+    """Says how the learning rate goes with the total batch, if that is not the protocol's."""
+    lr, protocol = cfg.task.optimizer.lr, protocol_batch(cfg.task)
+    if cfg.task.scale_lr and total_batch != protocol:
+        log.info(
+            f"rate    {learning_rate(cfg.task, total_batch):g}: the protocol's {lr:g} for a total "
+            f"batch of {protocol}, in proportion to {total_batch}"
         )
-    log_audit(cfg, run, model, eval_set[0]["image"].shape[:2])
+    elif total_batch != cfg.data.total_batch:
+        log.warning(
+            f"warning: the total batch is {total_batch}; the protocol's learning rate {lr:g} "
+            f"belongs to a total batch of {cfg.data.total_batch}: change data.batch_size, "
+            "trainer.devices or task.optimizer.lr"
+        )
 
 
-def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_size: tuple[int, int]) -> None:
+def training_size(cfg: DictConfig) -> tuple[int, int]:
+    """Height and width of what the network is trained on: crops, or whole images resized."""
+    return tuple(cfg.data.crop or cfg.data.resize)
+
+
+def evaluation_size(cfg: DictConfig, eval_set: Dataset) -> tuple[int, int]:
+    """Height and width of what the network is evaluated on, as of the first sample."""
+    if cfg.task.kind == "segmentation":
+        return eval_set[0]["image"].shape[:2]
+    return training_size(cfg)
+
+
+def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) -> None:
     """Logs how many norm layers see a window, and writes ``audit.csv`` with a line per layer."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     columns = ("name", "kind", "channels", "height", "width", "window", "windowed")
     writer.writerow(("phase", *columns))
-    for phase, size in (("training", cfg.data.crop), ("evaluation", eval_size)):
-        report = audit(model, (1, 3, *size))
+    sizes = {"training": training_size(cfg), "evaluation": evaluation_size(cfg, eval_set)}
+    for phase, size in sizes.items():
+        report = audit(model, (1, len(cfg.task.bands), *size))
         if any(row.window for row in report):
             log.info(f"\nnorm layers in {phase}, input {size[0]} x {size[1]}\n{report.summary()}")
         for row in report:
@@ -152,18 +204,49 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_size: tuple[int,
     log.info("")
 
 
-def make_result(
+@dataclass
+class Outcome:
+    """What a training came to: scores in percent, their breakdown by class, files written."""
+
+    scores: dict[str, float]
+    breakdown: dict[str, dict[str, float | None]]
+    submission: str | None = None
+
+
+def outcome(
     cfg: DictConfig,
     run: Run,
     trainer: pl.Trainer,
-    module: pl.LightningModule,
+    module: TaskModule,
+    data: DataModule,
     history: History,
+) -> Outcome:
+    """The scores of a trained network, as its task reports them.
+
+    Those of the test split if the task has one, else of the last epoch, or the median over the last
+    ones (section 4.3). A split whose labels are not public has no scores: its predictions are
+    written as the benchmark wants them submitted.
+    """
+    if not is_labelled(data.datasets.eval):
+        archive = write_submission(module, trainer, data, run.directory)
+        return Outcome({}, {}, archive)
+    if data.datasets.test is not None:
+        trainer.test(module, data, verbose=False)
+        return Outcome(module.scores, module.breakdown)
+    if not module.scores:  # the last epoch was not one of those evaluated
+        trainer.validate(module, data, verbose=False)
+    scores = history.median(cfg.task.median_epochs, list(module.scores))
+    return Outcome(scores, module.breakdown)
+
+
+def make_result(
+    cfg: DictConfig, run: Run, trainer: pl.Trainer, outcome: Outcome, history: History
 ) -> dict:
-    """The content of ``result.json``: metrics of the last epoch in percent, and what gave them."""
-    names = METRICS[cfg.task.name]
+    """The content of ``result.json``: metrics in percent, and what gave them."""
     norm = OmegaConf.to_container(cfg.norm)
     if "window" in norm:
         norm["window_used"] = scaled_norm(cfg)["window"]
+    names = METRICS[cfg.task.name] or list(outcome.scores)
     return {
         "status": "finished",
         "experiment": HydraConfig.get().runtime.choices.get("experiment"),
@@ -172,15 +255,13 @@ def make_result(
         "norm": norm,
         "data": cfg.data.name,
         "seed": cfg.seed,
-        "metrics": {name: module.scores[name] for name in names},
-        "best": {name: history.best[name] for name in ("epoch", *names)},
-        "class_iou": {
-            name: None if math.isnan(value) else value
-            for name, value in zip(module.class_names, module.class_iou, strict=True)
-        },
-        "miou_present": module.scores["miou_present"],
+        "metrics": {name: outcome.scores[name] for name in names if name in outcome.scores},
+        "best": history.best,
+        **outcome.breakdown,
+        **{name: value for name, value in outcome.scores.items() if name not in names},
+        **({"submission": outcome.submission} if outcome.submission else {}),
         "paper": paper_row(cfg),
-        "epochs": trainer.current_epoch,
+        "epochs": math.ceil(trainer.global_step / trainer.num_training_batches),
         "steps": trainer.global_step,
         "total_batch": run.total_batch,
         "wall_seconds": round(history.seconds, 1),
@@ -205,16 +286,21 @@ def device_name(trainer: pl.Trainer) -> str:
 
 def print_row(result: dict) -> None:
     """Logs the row: ours, the paper's, the difference."""
+    if not result["metrics"]:
+        log.info(f"\nno scores: the labels are not public; to be submitted: {result['submission']}")
+        return
     names, paper = list(result["metrics"]), result["paper"]
     rows = [("this run", result["metrics"])]
     if paper is not None:
         rows.append((f"paper, Table {paper['table']}", paper))
-        difference = {name: result["metrics"][name] - paper[name] for name in names}
-        rows.append(("difference", difference))
-    log.info("\n" + " " * 18 + "".join(f"{name:>12}" for name in names))
+        shared = [name for name in names if name in paper]
+        rows.append(("difference", {n: result["metrics"][n] - paper[n] for n in shared}))
+    width = 2 + max(10, *map(len, names))
+    log.info("\n" + " " * 18 + "".join(f"{name:>{width}}" for name in names))
     for label, values in rows:
         sign = "+" if label == "difference" else ""
-        log.info(f"{label:18}" + "".join(f"{values[name]:{sign}12.2f}" for name in names))
+        cells = (f"{values[n]:{sign}{width}.2f}" if n in values else " " * width for n in names)
+        log.info(f"{label:18}" + "".join(cells))
     if result["data"] == "mini" and paper is not None:
         log.info(
             "(ours on the miniature, the paper's on the full dataset: compare norms, not rows)"
@@ -234,8 +320,12 @@ def checkpoint_to_continue(run: Run, model: nn.Module) -> Path | None:
     return path
 
 
-def evaluate(cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule) -> None:
-    """Evaluates the weights in ``module`` and prints the metrics; nothing is trained or written."""
+def evaluate(cfg: DictConfig, module: TaskModule, data: DataModule) -> None:
+    """Evaluates the weights in ``module`` and prints the metrics; nothing is trained.
+
+    Nothing is written either, unless the split's labels are not public: then the submission goes
+    beside the checkpoint.
+    """
     quiet_lightning()
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator,
@@ -245,9 +335,15 @@ def evaluate(cfg: DictConfig, module: pl.LightningModule, data: pl.LightningData
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
+    if not is_labelled(data.datasets.eval):
+        archive = write_submission(module, trainer, data, Path(cfg.checkpoint).parent)
+        if trainer.is_global_zero:
+            print(f"{cfg.data.eval_split} has no public labels; to be submitted: {archive}")
+        return
     trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         for name, value in module.scores.items():
-            print(f"{name:14}{value:8.2f}")
-        for name, value in zip(module.class_names, module.class_iou, strict=True):
-            print(f"  {name:14}{value:6.2f}")
+            print(f"{name:24}{value:8.2f}")
+        for by_class in module.breakdown.values():
+            for name, value in by_class.items():
+                print(f"  {name:22}{'-' if value is None else f'{value:.2f}':>8}")

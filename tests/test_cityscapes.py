@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.cli import compose
 from tasks.data.cityscapes import IGNORED, LABEL_IDS, Cityscapes, colorize, open_splits
 from tasks.errors import InputError
 
@@ -57,7 +58,7 @@ def test_identity_follows_the_files_and_not_their_place(tiny_cityscapes, tmp_pat
 
 def test_missing_dataset_names_place_archives_and_the_miniature(tmp_path):
     with pytest.raises(InputError) as error:
-        open_splits("full", str(tmp_path / "nowhere"), ["train", "val"])
+        open_splits(compose([f"data.root={tmp_path / 'nowhere'}"]), ["train", "val"])
     for part in ("nowhere", "leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip", "data=mini"):
         assert part in str(error.value)
 

@@ -12,10 +12,9 @@ from tasks.data.cityscapes import Cityscapes
 from tasks.data.loading import (
     Augmented,
     EvalBatches,
-    RandomScaleCrop,
     TrainBatches,
-    segmentation_transform,
 )
+from tasks.data.transforms import RandomScaleCrop, make_transform
 
 
 def settings(*overrides):
@@ -53,7 +52,7 @@ def test_every_evaluated_sample_occurs_once_over_all_processes(size, world_size)
     seen = [
         index
         for rank in range(world_size)
-        for batch in EvalBatches(size, 2, rank, world_size)
+        for batch in EvalBatches([[i] for i in range(size)], 2, rank, world_size)
         for _, index in batch
     ]
     assert sorted(seen) == list(range(size))
@@ -61,7 +60,7 @@ def test_every_evaluated_sample_occurs_once_over_all_processes(size, world_size)
 
 def test_augmentation_follows_from_seed_epoch_and_sample_alone(tiny_cityscapes):
     cfg = settings()
-    data = Augmented(Cityscapes(tiny_cityscapes, "train"), segmentation_transform(cfg, True), 0)
+    data = Augmented(Cityscapes(tiny_cityscapes, "train"), make_transform(cfg, True), 0)
     first = data[0, 3]
     torch.manual_seed(99)
     data[0, 5], data[1, 3]
@@ -74,9 +73,7 @@ def test_augmentation_follows_from_seed_epoch_and_sample_alone(tiny_cityscapes):
 
 
 def test_loading_a_sample_leaves_the_global_random_state_alone(tiny_cityscapes):
-    data = Augmented(
-        Cityscapes(tiny_cityscapes, "train"), segmentation_transform(settings(), True), 0
-    )
+    data = Augmented(Cityscapes(tiny_cityscapes, "train"), make_transform(settings(), True), 0)
     before = torch.get_rng_state()
     data[0, 0]
     assert torch.equal(before, torch.get_rng_state())
@@ -122,7 +119,7 @@ def test_scale_covers_its_range_evenly():
 def test_evaluation_keeps_the_whole_image_and_normalises_it(tiny_cityscapes):
     cfg = settings()
     dataset = Cityscapes(tiny_cityscapes, "val")
-    sample = Augmented(dataset, segmentation_transform(cfg, False), 0)[0, 1]
+    sample = Augmented(dataset, make_transform(cfg, False), 0)[0, 1]
     raw = dataset[1]
     mean, std = np.array(cfg.task.mean), np.array(cfg.task.std)
     expected = ((raw["image"] / 255 - mean) / std).transpose(2, 0, 1)

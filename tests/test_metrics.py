@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tasks.data.cityscapes import IGNORED, LABEL_IDS, Cityscapes
-from tasks.metrics import class_iou, confusion_matrix, segmentation_scores
+from tasks.metrics import ConfusionByGroup, building_scores, class_iou, segmentation_scores
 
 
 def official_evaluation(predictions: list[str], truths: list[str]) -> dict:
@@ -33,7 +33,7 @@ def official_evaluation(predictions: list[str], truths: list[str]) -> dict:
 def test_scores_agree_with_the_official_evaluator(tmp_path, missing):
     rng = np.random.default_rng(1)
     label_codes = [code for code in range(34) if code not in missing]
-    ours = confusion_matrix(19, IGNORED)
+    ours = ConfusionByGroup(1, 19, IGNORED)
     files = []
     for index in range(3):
         stem = f"town_{index:06d}_000000"
@@ -55,10 +55,11 @@ def test_scores_agree_with_the_official_evaluator(tmp_path, missing):
 
         train_ids = torch.from_numpy(np.searchsorted(LABEL_IDS, predicted))
         truth = Cityscapes(tmp_path, "val")[index]["label"]
-        ours.update(train_ids[None], torch.from_numpy(truth.astype(np.int64))[None])
+        labels = torch.from_numpy(truth.astype(np.int64))
+        ours.update(train_ids[None], labels[None], torch.tensor([0]))
 
     official = official_evaluation(*map(list, zip(*files, strict=True)))
-    confusion = ours.compute()
+    confusion = ours.compute()[0]
     scores = segmentation_scores(confusion)
     expected = 100 * np.array(official["class_iou"])
     np.testing.assert_allclose(class_iou(confusion), expected, rtol=1e-9)
@@ -78,3 +79,24 @@ def test_a_class_that_is_only_predicted_counts_as_zero_and_an_absent_one_not_at_
     scores = segmentation_scores(confusion)
     assert scores["miou"] == pytest.approx(37.5)
     assert scores["miou_present"] == pytest.approx(75.0)
+
+
+def test_building_scores_by_city_and_from_summed_counts():
+    """Against scikit-like definitions on the pixels themselves, as the INRIA benchmark gives them."""
+    rng = np.random.default_rng(0)
+    counter = ConfusionByGroup(3, 2, IGNORED)
+    pixels = {}
+    for city, share in ((0, 0.3), (1, 0.05)):
+        truth = (rng.random((2, 40, 50)) < share).astype(np.int64)
+        guess = np.where(rng.random(truth.shape) < 0.8, truth, 1 - truth)
+        truth[:, :3] = IGNORED
+        pixels[city] = (truth[truth != IGNORED], guess[truth != IGNORED])
+        counter.update(torch.from_numpy(guess), torch.from_numpy(truth), torch.full((2,), city))
+    pixels["overall"] = tuple(np.concatenate(parts) for parts in zip(*pixels.values(), strict=True))
+    scores = building_scores(counter.compute(), ["here", "there", "nowhere"])
+    assert set(scores) == {f"{c}_{m}" for c in ("here", "there", "overall") for m in ("iou", "acc")}
+    for key, name in ((0, "here"), (1, "there"), ("overall", "overall")):
+        truth, guess = pixels[key]
+        both, either = ((truth + guess) == 2).sum(), ((truth + guess) > 0).sum()
+        assert scores[f"{name}_iou"] == pytest.approx(100 * both / either)
+        assert scores[f"{name}_acc"] == pytest.approx(100 * (truth == guess).mean())

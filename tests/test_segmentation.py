@@ -12,7 +12,7 @@ from tasks.segmentation import Segmentation
 @pytest.fixture(scope="module")
 def module():
     network = nn.Conv2d(3, 19, 3, stride=4, padding=1)
-    return Segmentation(network, compose(["task=cityscapes"]).task, {"name": "bn"})
+    return Segmentation(network, compose(["task=cityscapes"]), {"name": "bn"})
 
 
 def random_batch(ignored_share):

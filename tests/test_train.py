@@ -187,7 +187,7 @@ def test_a_damaged_file_met_in_training_is_named(train, tiny_cityscapes, workers
 def test_total_batch_larger_than_the_training_split_is_named(train, tiny_cityscapes):
     done = train(f"data.root={tiny_cityscapes}", *SMALL, "data.batch_size=9")
     assert done.returncode == 2
-    assert "the training split has 8 images, less than a total batch of 9" in done.stderr
+    assert "the training split has 8 samples, less than a total batch of 9" in done.stderr
 
 
 def test_damaged_checkpoint_of_a_run_is_named(train, tiny_cityscapes, tmp_path):
@@ -204,9 +204,9 @@ def test_damaged_checkpoint_of_a_run_is_named(train, tiny_cityscapes, tmp_path):
 
 def test_second_process_leaves_a_run_alone(tmp_path):
     cfg = compose([f"runs={tmp_path}"])
-    with Run(cfg, "t", "v", 1), pytest.raises(Busy, match="another process works on"):
-        Run(cfg, "t", "v", 1).__enter__()
-    with Run(cfg, "t", "v", 1):
+    with Run(cfg, "t v", 1), pytest.raises(Busy, match="another process works on"):
+        Run(cfg, "t v", 1).__enter__()
+    with Run(cfg, "t v", 1):
         pass
 
 

@@ -4,30 +4,57 @@ No torch here: what is wrong with the data is said at once.
 """
 
 import importlib
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from omegaconf import DictConfig
 
 
 class Dataset(Protocol):
-    """What a task trains on: indexable, and able to say what it is."""
+    """What a task trains on: indexable, and able to say what it is.
+
+    A dataset without fixed samples has ``draw(rng: numpy.random.Generator)``, which gives another
+    sample at every call; ``len`` is then the number of draws in an epoch.
+    """
 
     identity: str  #: the same for the same data wherever it lies, different for different data
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]: ...
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str | int]: ...
 
 
-def open_datasets(cfg: DictConfig) -> tuple[Dataset, Dataset]:
+class Datasets(NamedTuple):
+    """The datasets of a run."""
+
+    train: Dataset
+    eval: Dataset  #: evaluated while training
+    test: Dataset | None  #: evaluated once, after training; its scores are then the result
+
+    @property
+    def identity(self) -> str:
+        return " ".join(dataset.identity for dataset in self if dataset is not None)
+
+
+def open_datasets(cfg: DictConfig) -> Datasets:
     """The datasets to train on and to evaluate on.
+
+    Where the task leaves its classes to the dataset (``num_classes: null``), they are filled in.
 
     Raises:
         InputError: the dataset is not there or not as it should be.
     """
     module = importlib.import_module(f"tasks.data.{cfg.task.name}")
-    train_set, eval_set = module.open_splits(
-        cfg.data.name, cfg.data.root, ["train", cfg.data.eval_split]
-    )
-    return train_set, eval_set
+    splits = ["train", cfg.data.eval_split]
+    if cfg.task.test_split is not None and cfg.mode == "train":
+        splits.append(cfg.task.test_split)
+    opened = module.open_splits(cfg, splits)
+    if cfg.task.num_classes is None:
+        cfg.task.class_names = list(opened[0].class_names)
+        cfg.task.num_classes = cfg.task.outputs = len(cfg.task.class_names)
+    return Datasets(*opened, *[None] * (3 - len(opened)))
+
+
+def is_labelled(dataset: Dataset) -> bool:
+    """Whether there is anything to score against; the labels of some test splits are not public."""
+    return getattr(dataset, "labelled", True)

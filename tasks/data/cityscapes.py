@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from omegaconf import DictConfig
 from PIL import Image
 
 from tasks.data import mini_cityscapes
@@ -34,14 +35,14 @@ _TRAIN_IDS[255] = IGNORED  # a licence plate is -1, which a PNG of bytes holds a
 _TRAIN_IDS[LABEL_IDS] = np.arange(19)
 
 
-def open_splits(name: str, root: str, splits: list[str]) -> list["Cityscapes"]:
+def open_splits(cfg: DictConfig, splits: list[str]) -> list["Cityscapes"]:
     """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
 
     Raises:
         InputError: there is no such dataset, or it is not as it should be.
     """
-    folder = Path(root).expanduser()
-    if name == "mini":
+    folder = Path(cfg.data.root).expanduser()
+    if cfg.data.name == "mini":
         folder = mini_cityscapes.ensure(folder)
         return [Cityscapes(folder, split, release=folder.name) for split in splits]
     missing = [part for part in ("leftImg8bit", "gtFine") if not (folder / part).is_dir()]

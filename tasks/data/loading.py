@@ -7,69 +7,20 @@ same images.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
-from tasks.data import Dataset
+from tasks.data import Dataset, Datasets
+from tasks.data.transforms import make_transform
 from tasks.errors import InputError
 
-IGNORED = 255
 Sample = dict[str, torch.Tensor | str]
-
-
-class RandomScaleCrop(v2.Transform):
-    """Scales by a random factor, pads at the right and bottom to the crop, then crops at random.
-
-    As the cited HRNet code does: bilinear without antialiasing for the image, nearest for the
-    label, padding with 0 before normalisation for the image and with 255 for the label. The factor
-    is uniform (there: steps of 0.1).
-
-    Args:
-        crop: height and width in pixels.
-        scale_range: smallest and largest factor, relative to the sample's own size.
-    """
-
-    def __init__(self, crop: tuple[int, int], scale_range: tuple[float, float]):
-        super().__init__()
-        self.crop, self.scale_range = tuple(crop), tuple(scale_range)
-
-    def make_params(self, flat_inputs: list) -> dict:
-        height, width = v2.functional.get_size(flat_inputs[0])
-        low, high = self.scale_range
-        scale = low + (high - low) * torch.rand(()).item()
-        size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        padding = [max(0, need - have) for need, have in zip(self.crop, size, strict=True)]
-        room = [have + pad - need for need, have, pad in zip(self.crop, size, padding, strict=True)]
-        top, left = (int(torch.randint(free + 1, ())) for free in room)
-        return {"size": size, "padding": padding, "top": top, "left": left}
-
-    def transform(self, inpt, params: dict):
-        is_label = isinstance(inpt, tv_tensors.Mask)
-        mode = v2.InterpolationMode.NEAREST if is_label else v2.InterpolationMode.BILINEAR
-        inpt = F.resize(inpt, params["size"], interpolation=mode, antialias=False)
-        bottom, right = params["padding"]
-        inpt = F.pad(inpt, [0, 0, right, bottom], fill=IGNORED if is_label else 0)
-        return F.crop(inpt, params["top"], params["left"], *self.crop)
-
-
-def segmentation_transform(cfg: DictConfig, training: bool) -> v2.Transform:
-    """uint8 image and label to a normalised float32 image and an int64 label."""
-    augment = [
-        RandomScaleCrop(cfg.data.crop, cfg.task.scale_range),
-        v2.RandomHorizontalFlip(cfg.task.flip),
-    ]
-    normalise = [
-        v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
-        v2.Normalize(list(cfg.task.mean), list(cfg.task.std)),
-    ]
-    return v2.Compose([*(augment if training else []), *normalise])
 
 
 class Augmented:
@@ -83,17 +34,33 @@ class Augmented:
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        sample = self.dataset[index]
-        image = tv_tensors.Image(torch.from_numpy(sample["image"].copy()).permute(2, 0, 1))
-        label = tv_tensors.Mask(torch.from_numpy(sample["label"].copy()))
+        seed = stable_seed(self.seed, epoch, index)
+        if hasattr(self.dataset, "draw"):  # no fixed samples: patches at random places
+            sample = self.dataset.draw(np.random.default_rng(seed))
+        else:
+            sample = self.dataset[index]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_seed(self.seed, epoch, index))
-            image, label = self.transform(image, label)
+            torch.manual_seed(seed)
+            sample = self.transform(to_tv_tensors(sample))
         return {
-            "image": image.as_subclass(torch.Tensor),
-            "label": label.as_subclass(torch.Tensor),
-            "name": sample["name"],
+            key: value.as_subclass(torch.Tensor) if isinstance(value, torch.Tensor) else value
+            for key, value in sample.items()
         }
+
+
+def to_tv_tensors(sample: dict[str, np.ndarray | str | int]) -> dict:
+    """A dataset's numpy sample with its arrays as what torchvision's transforms know."""
+    image = tv_tensors.Image(torch.from_numpy(sample["image"].copy()).permute(2, 0, 1))
+    arrays = {k: torch.from_numpy(v.copy()) for k, v in sample.items() if isinstance(v, np.ndarray)}
+    tensors = sample | arrays | {"image": image}
+    for name in ("label", "masks"):
+        if name in arrays:
+            tensors[name] = tv_tensors.Mask(arrays[name])
+    if "boxes" in arrays:
+        tensors["boxes"] = tv_tensors.BoundingBoxes(
+            arrays["boxes"], format="XYXY", canvas_size=image.shape[-2:]
+        )
+    return tensors
 
 
 def stable_seed(*parts: int | str) -> int:
@@ -133,10 +100,19 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batches for one process; over all processes every sample occurs once, without padding."""
+    """Batches for one process; over all processes every sample occurs once, without padding.
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.indices = range(rank, size, world_size)
+    Args:
+        parts: indices that stay together, such as the windows of a tile; processes take parts in
+            turn.
+        batch_size: samples per batch.
+        rank, world_size: of this process.
+    """
+
+    def __init__(
+        self, parts: Sequence[Sequence[int]], batch_size: int, rank: int = 0, world_size: int = 1
+    ):
+        self.indices = [index for part in parts[rank::world_size] for index in part]
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -148,52 +124,61 @@ class EvalBatches:
 
 
 class DataModule(pl.LightningDataModule):
-    """Loads the training and the evaluation split of a task.
+    """Loads the splits of a task.
 
     Args:
         cfg: the configuration; ``cfg.data`` gives batch sizes and loading processes.
-        train_set, eval_set: the datasets.
-        transform: makes a sample's transform from ``cfg`` and whether it is for training.
+        datasets: the splits.
     """
 
-    def __init__(
-        self,
-        cfg: DictConfig,
-        train_set: Dataset,
-        eval_set: Dataset,
-        transform: Callable[[DictConfig, bool], Callable] = segmentation_transform,
-    ):
+    def __init__(self, cfg: DictConfig, datasets: Datasets):
         super().__init__()
-        self.cfg = cfg
-        self.train_set = Augmented(train_set, transform(cfg, True), cfg.seed)
-        self.eval_set = Augmented(eval_set, transform(cfg, False), cfg.seed)
+        self.cfg, self.datasets = cfg, datasets
+
+    def _loader(
+        self, dataset: Dataset, batches: TrainBatches | EvalBatches, training: bool
+    ) -> DataLoader:
+        workers = min(self.cfg.data.workers, (os.cpu_count() or 1) - 1)
+        return DataLoader(
+            Augmented(dataset, make_transform(self.cfg, training), self.cfg.seed),
+            batch_sampler=batches,
+            num_workers=workers,
+            # Images of a detector differ in size: it takes a list of samples.
+            collate_fn=list if self.cfg.task.kind == "detection" else None,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def _ranks(self) -> dict[str, int]:
         if self.trainer is None:
             return {}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def _loader(self, dataset: Augmented, batches: TrainBatches | EvalBatches) -> DataLoader:
-        workers = min(self.cfg.data.workers, (os.cpu_count() or 1) - 1)
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
     def train_dataloader(self) -> DataLoader:
+        dataset = self.datasets.train
         batches = TrainBatches(
-            len(self.train_set), self.cfg.data.batch_size, self.cfg.seed, **self._ranks()
+            len(dataset), self.cfg.data.batch_size, self.cfg.seed, **self._ranks()
         )
         if len(batches) == 0:
             raise InputError(
-                f"the training split has {len(self.train_set)} images, less than a total batch of "
+                f"the training split has {len(dataset)} samples, less than a total batch of "
                 f"{batches.batch_size * batches.world_size}: lower data.batch_size"
             )
-        return self._loader(self.train_set, batches)
+        return self._loader(dataset, batches, training=True)
 
     def val_dataloader(self) -> DataLoader:
-        batches = EvalBatches(len(self.eval_set), self.cfg.data.eval_batch_size, **self._ranks())
-        return self._loader(self.eval_set, batches)
+        return self._eval_loader(self.datasets.eval)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader(self.datasets.test)
+
+    def predict_dataloader(self) -> DataLoader:
+        """The evaluation split, tile by tile."""
+        return self._eval_loader(self.datasets.eval, self.datasets.eval.windows_by_tile())
+
+    def _eval_loader(
+        self, dataset: Dataset, parts: Sequence[Sequence[int]] | None = None
+    ) -> DataLoader:
+        parts = parts or [[index] for index in range(len(dataset))]
+        batches = EvalBatches(parts, self.cfg.data.eval_batch_size, **self._ranks())
+        return self._loader(dataset, batches, training=False)

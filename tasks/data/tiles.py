@@ -198,6 +198,9 @@ class TileWindows:
         halo: pixels that two neighbouring windows overlap beyond their cores, on each side.
         bands, train_ids, identity, plot: as for `RandomPatches`.
 
+    Attributes:
+        labelled: whether every tile has labels.
+
     Raises:
         InputError: a tile is not as it should be, or the halo leaves no core.
     """
@@ -219,6 +222,7 @@ class TileWindows:
             )
         self.tiles, self.train_ids = list(tiles), train_ids
         self.identity, self.plot = identity, plot
+        self.labelled = all(tile.label is not None for tile in self.tiles)
         self.tile_sizes = check_tiles(self.tiles, bands)
         self.windows: list[tuple[int, Place, Place]] = []
         for number, (height, width) in enumerate(self.tile_sizes):
@@ -233,14 +237,22 @@ class TileWindows:
     def __len__(self) -> int:
         return len(self.windows)
 
+    def windows_by_tile(self) -> list[list[int]]:
+        """The indices of every tile's windows."""
+        numbers = [number for number, _, _ in self.windows]
+        return [
+            [index for index, _ in group]
+            for _, group in itertools.groupby(enumerate(numbers), key=lambda item: item[1])
+        ]
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
-        """A sample as of `read_sample`; ``label`` is `IGNORED` outside the window's core."""
+        """A sample as of `read_sample`, with ``index``; `IGNORED` outside the core."""
         number, window, core = self.windows[index]
         sample = read_sample(self.tiles[number], window, self.train_ids)
         inside = core_of(window, core)
         label = np.full_like(sample["label"], IGNORED)
         label[inside] = sample["label"][inside]
-        return sample | {"label": label}
+        return sample | {"label": label, "index": index}
 
 
 def core_of(window: Place, core: Place) -> tuple[slice, slice]:

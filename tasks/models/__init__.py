@@ -7,6 +7,7 @@ from torch import nn
 from lcn import convert_norm
 from tasks.errors import InputError
 from tasks.models.hrnet import hrnetv2, load_imagenet_weights
+from tasks.models.unet import UNet
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -19,12 +20,37 @@ def build_model(cfg: DictConfig) -> nn.Module:
             layer's channels cannot be divided into.
     """
     try:
-        model = hrnetv2(cfg.task.model.name, cfg.task.num_classes)
-        if cfg.task.model.pretrained is not None:
-            load_imagenet_weights(model, cfg.task.model.pretrained)
-        return convert_norm(model, scaled_norm(cfg), input_shape=(1, 3, *cfg.data.crop))
+        return _build(cfg, len(cfg.task.bands))
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _build(cfg: DictConfig, in_channels: int) -> nn.Module:
+    options, norm = cfg.task.model, scaled_norm(cfg)
+    if options.name == "mask_rcnn_r50_fpn":
+        from tasks.models.mask_rcnn import mask_rcnn
+
+        return mask_rcnn(cfg, norm)
+    if options.name.startswith("hrnet"):
+        model = hrnetv2(options.name, cfg.task.outputs)
+        if options.pretrained is not None:
+            load_imagenet_weights(model, options.pretrained)
+    elif options.name == "resnet50":
+        import timm
+
+        model = timm.create_model("resnet50", num_classes=cfg.task.outputs)
+    elif options.name in ("unet", "unet_slim"):
+        widths = [max(1, int(width * cfg.data.width)) for width in options.widths]
+        model = UNet(
+            in_channels, cfg.task.outputs, widths, options.convolutions, options.transposed
+        )
+    elif options.name == "smp":
+        from tasks.models.smp import smp_model
+
+        model = smp_model(options.arch, options.encoder, in_channels, cfg.task.outputs)
+    else:
+        raise ValueError(f"task.model.name={options.name}: no such network")
+    return convert_norm(model, norm, input_shape=(1, in_channels, *cfg.data.crop))
 
 
 def scaled_norm(cfg: DictConfig) -> dict:

@@ -1,0 +1,79 @@
+"""What the training of every task has in common."""
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from tasks.errors import InputError
+from tasks.optimization import make_optimizer
+
+
+class TaskModule(pl.LightningModule):
+    """A network in training; subclasses give the loss and the scores.
+
+    A subclass logs ``loss`` in ``training_step`` (passing it through `finite`) and sets `scores` in
+    ``on_validation_epoch_end``; a test split is scored by the same two validation hooks.
+
+    Args:
+        model: the network.
+        cfg: the whole configuration; ``cfg.task`` has classes, loss, optimizer and schedule.
+        norm: the norm layers' configuration, kept in checkpoints.
+
+    Attributes:
+        scores: metrics of the last evaluation in percent, empty before the first.
+        breakdown: the same by class, by name: ``{"class_iou": {"road": 97.1, ...}}``, None where a
+            value is not defined.
+    """
+
+    def __init__(self, model: nn.Module, cfg: DictConfig, norm: dict):
+        super().__init__()
+        self.model, self.cfg, self.task, self.norm = model, cfg, cfg.task, norm
+        self.scores: dict[str, float] = {}
+        self.breakdown: dict[str, dict[str, float | None]] = {}
+
+    def finite(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, unless it is NaN or infinite.
+
+        Raises:
+            InputError: it is.
+        """
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss is {loss.item()}")
+        return loss
+
+    def on_validation_start(self) -> None:
+        # No later loss shows what the last step of an epoch did before the checkpoint is written.
+        if self.trainer.state.fn == "fit" and not all(
+            torch.isfinite(tensor).all()
+            for tensor in self.state_dict().values()
+            if tensor.is_floating_point()
+        ):
+            raise self._diverged("a weight is not finite")
+
+    def _diverged(self, what: str) -> InputError:
+        lr = self.optimizers().param_groups[0]["lr"]
+        return InputError(
+            f"training diverged: {what} at step {self.global_step} (epoch {self.current_epoch}, "
+            f"learning rate {lr:.3g}); the checkpoint of the last whole epoch is kept; lower "
+            "task.optimizer.lr"
+        )
+
+    def test_step(self, batch: object, batch_index: int) -> None:
+        self.validation_step(batch, batch_index)
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
+    def log_scores(self) -> None:
+        """Hands `scores` to the loggers."""
+        self.log_dict({name: torch.tensor(value) for name, value in self.scores.items()})
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["norm"] = self.norm
+
+    def configure_optimizers(self) -> dict:
+        total_batch = self.cfg.data.batch_size * self.trainer.world_size
+        return make_optimizer(
+            self.parameters(), self.task, total_batch, self.trainer.estimated_stepping_batches
+        )

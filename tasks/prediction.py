@@ -1,0 +1,111 @@
+"""Predictions over whole tiles, written window by window as a benchmark wants them submitted."""
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytorch_lightning as pl
+import rasterio
+import torch
+from pytorch_lightning.callbacks import BasePredictionWriter
+from rasterio.windows import Window
+
+from tasks.data.loading import DataModule
+from tasks.data.tiles import TileWindows, core_of, open_raster
+from tasks.module import TaskModule
+
+ARCHIVE = "submission.zip"
+
+
+def write_submission(
+    module: TaskModule, trainer: pl.Trainer, data: DataModule, folder: Path
+) -> str:
+    """Predicts every tile of the evaluation split and packs the masks into one archive.
+
+    One-band uint8 GeoTIFFs, 0 and 255, under the tiles' own names, with their georeferencing: what
+    the INRIA benchmark takes. Memory is that of one window, whatever a tile's size; processes
+    divide the tiles. The archive appears whole or not at all.
+
+    Args:
+        module: a segmentation with classes 0 and 1.
+        trainer: predicts; its devices, precision and processes are used.
+        data: its evaluation split is a `TileWindows`.
+        folder: where the archive is written.
+
+    Returns:
+        The archive's name.
+    """
+    masks = folder / (ARCHIVE + ".tmp.d")
+    if trainer.is_global_zero:
+        shutil.rmtree(masks, ignore_errors=True)  # left by an interrupted prediction
+        masks.mkdir(parents=True)
+    trainer.strategy.barrier()
+    writer = MaskWriter(data.datasets.eval, masks)
+    trainer.callbacks.append(writer)
+    try:
+        trainer.predict(module, data, return_predictions=False)
+    finally:
+        trainer.callbacks.remove(writer)
+        writer.close()
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        temporary = folder / (ARCHIVE + ".tmp")
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(masks.glob("*.tif")):
+                archive.write(path, path.name)
+        os.replace(temporary, folder / ARCHIVE)
+        shutil.rmtree(masks)
+    return ARCHIVE
+
+
+class MaskWriter(BasePredictionWriter):
+    """Writes the core of each predicted window into its tile's mask; windows come tile by tile."""
+
+    def __init__(self, dataset: TileWindows, folder: Path):
+        super().__init__(write_interval="batch")
+        self.dataset, self.folder = dataset, folder
+        self._number: int | None = None
+        self._mask: rasterio.io.DatasetWriter | None = None
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        prediction: torch.Tensor,
+        batch_indices: object,
+        batch: dict,
+        batch_index: int,
+        dataloader_index: int,
+    ) -> None:
+        for index, classes in zip(batch["index"].tolist(), prediction, strict=True):
+            number, window, core = self.dataset.windows[index]
+            if number != self._number:
+                self._open(number)
+            mask = (255 * classes[core_of(window, core)]).to(torch.uint8).cpu().numpy()
+            place = Window(core.left, core.top, core.width, core.height)
+            self._mask.write(mask, 1, window=place)
+
+    def _open(self, number: int) -> None:
+        self.close()
+        tile = self.dataset.tiles[number]
+        with open_raster(tile.image) as image:
+            profile = {
+                "driver": "GTiff",
+                "dtype": "uint8",
+                "count": 1,
+                "height": image.height,
+                "width": image.width,
+                "crs": image.crs,
+                "transform": image.transform,
+                "compress": "deflate",
+            }
+        self._number, self._mask = (
+            number,
+            rasterio.open(self.folder / tile.image.name, "w", **profile),
+        )
+
+    def close(self) -> None:
+        if self._mask is not None:
+            self._mask.close()
+        self._number = self._mask = None
