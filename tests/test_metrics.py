@@ -82,7 +82,7 @@ def test_a_class_that_is_only_predicted_counts_as_zero_and_an_absent_one_not_at_
 
 
 def test_building_scores_by_city_and_from_summed_counts():
-    """Against scikit-like definitions on the pixels themselves, as the INRIA benchmark gives them."""
+    """Against the definitions of the INRIA benchmark, counted on the pixels themselves."""
     rng = np.random.default_rng(0)
     counter = ConfusionByGroup(3, 2, IGNORED)
     pixels = {}

@@ -1,0 +1,340 @@
+"""ImageNet, ILSVRC 2012 classification: files, classes, labels.
+
+No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batches of them.
+"""
+
+import csv
+import hashlib
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tasks.data import mini_imagenet
+from tasks.errors import InputError
+
+EXTENSIONS = (".jpeg", ".jpg", ".png")
+DEVKIT = "ILSVRC2012_devkit_t12/data"
+KAGGLE = "LOC_val_solution.csv"
+
+
+def open_splits(cfg, splits: list[str]) -> list["ImageNet"]:
+    """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
+
+    Args:
+        cfg: the run's config, of which ``data.name`` and ``data.root`` are used.
+        splits: ``train``, ``val`` or both.
+
+    Raises:
+        InputError: there is no such dataset, or it is not as it should be.
+    """
+    folder = Path(cfg.data.root).expanduser()
+    if cfg.data.name == "mini":
+        folder = mini_imagenet.ensure(folder)
+        return [ImageNet(folder, split, release=folder.name) for split in splits]
+    missing = [split for split in splits if not (folder / split).is_dir()]
+    if missing:
+        raise InputError(
+            f"ImageNet not found: no folder {' and no folder '.join(missing)} in {folder}\n"
+            "  From https://www.image-net.org/download.php (free registration), unpack\n"
+            f"  ILSVRC2012_img_train.tar into {folder / 'train'},\n"
+            "  each of the 1,000 archives in it into a folder of its name (n01440764/*.JPEG),\n"
+            f"  ILSVRC2012_img_val.tar into {folder / 'val'}, and\n"
+            f"  ILSVRC2012_devkit_t12.tar.gz into {folder} (the ground truth of val),\n"
+            "  or say where they are with data.root=/path/to/imagenet,\n"
+            "  or train on the generated miniature: python train.py task=imagenet data=mini"
+        )
+    return [ImageNet(folder, split) for split in splits]
+
+
+class ImageNet:
+    """Photographs of 1,000 classes of things and animals, one label each.
+
+    Splits: train (1,281,167 images, 732 to 1,300 a class), val (50,000, 50 a class); the labels of
+    test (100,000) are not public.
+    Classes: the sorted names (WordNet ids, *wnids*) of train's folders; label = place in that list.
+    Without train, they are the classes that the split itself names.
+    Format: ``train/<wnid>/<wnid>_<number>.JPEG`` and ``val/<wnid>/*.JPEG``; or val as it is
+    distributed, without class folders: ``val/ILSVRC2012_val_<8 digits>.JPEG``. Then its labels come
+    from ``ILSVRC2012_devkit_t12/data`` in the same root: line i of
+    ``ILSVRC2012_validation_ground_truth.txt`` is the ILSVRC2012_ID of image i, and ``meta.mat``
+    tells the wnid of that id (ids are not in the order of the wnids). ``LOC_val_solution.csv`` of
+    the Kaggle release, laid in the root, does as well. Images are 8 bit, of any size, about
+    400 x 350 on average; a few are CMYK, greyscale, or a PNG by another name: all become RGB.
+    An EXIF orientation is not applied, as in the usual pipelines.
+    Licence: non-commercial research and education, on registration; see the dataset's site.
+    Citation: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge",
+    IJCV 115(3), 2015.
+
+    Args:
+        root: the folder with ``train`` and ``val``; one of them is enough for its own split.
+        split: ``train`` or ``val``.
+        release: what tells data apart whose files have the same names.
+
+    Attributes:
+        class_names: the wnids, in the order of the labels.
+        identity: the same for the same images, wherever they lie, with class folders or without.
+
+    Raises:
+        InputError: the split has no images, a class folder is empty, train and val have different
+            classes, or a val without class folders has not exactly the images of its ground truth.
+    """
+
+    def __init__(self, root: Path | str, split: str, release: str = "imagenet"):
+        self.root, self.split = Path(root), split
+        folders, images = _list(self.root / split)
+        if not folders and not images:
+            raise InputError(_nothing_in(self.root / split))
+        if images and (folders or split == "train"):
+            raise InputError(
+                f"{self.root / split} has images outside class folders ({_few(images)}); move each "
+                "into the folder of its class, or unpack the archive again"
+            )
+        self._has_class_folders = bool(folders)
+        files = self._in_class_folders(folders) if folders else self._sorted_into_classes(images)
+        self.class_names = self._classes(sorted(files))
+        keys = [f"{wnid}/{name}" for wnid in self.class_names for name in sorted(files[wnid])]
+        # Arrays, because worker processes would soon hold a copy each of a million Python strings.
+        self._keys = np.array([os.fsencode(key) for key in keys])
+        counts = [len(files[wnid]) for wnid in self.class_names]
+        self._labels = np.repeat(np.arange(len(counts)), counts)
+        digest = hashlib.sha256(os.fsencode("\n".join(keys))).hexdigest()
+        self.identity = f"{release}/{split}/{digest[:12]}"
+
+    def _in_class_folders(self, folders: list[str]) -> dict[str, list[str]]:
+        files = {wnid: _list(self.root / self.split / wnid)[1] for wnid in folders}
+        empty = sorted(wnid for wnid in folders if not files[wnid])
+        if empty:
+            raise InputError(
+                f"{self.root / self.split / empty[0]} has no images ({len(empty)} of "
+                f"{len(folders)} class folders are empty: {_few(empty)}); expected *.JPEG there: "
+                "unpack the archives again, or remove these classes from train and val"
+            )
+        return files
+
+    def _sorted_into_classes(self, names: list[str]) -> dict[str, list[str]]:
+        folder = self.root / self.split
+        images = {name.rpartition(".")[0]: name for name in names}
+        truth = _ground_truth(self.root, folder)
+        for found, other, what in (
+            (images, truth, "not in the ground truth"),
+            (truth, images, "not in the folder"),
+        ):
+            if absent := sorted(found.keys() - other.keys()):
+                raise InputError(
+                    f"{folder} has {len(images):,} images, but its ground truth is of "
+                    f"{len(truth):,}; {what}: {_few(absent)}; unpack ILSVRC2012_img_val.tar and "
+                    "the ground truth again"
+                )
+        files: dict[str, list[str]] = {}
+        for stem, name in images.items():
+            files.setdefault(truth[stem], []).append(name)
+        return files
+
+    def _classes(self, wnids: list[str]) -> list[str]:
+        train = self.root / "train"
+        if self.split == "train" or not train.is_dir():
+            return wnids
+        expected = sorted(_list(train)[0])
+        if expected == wnids:
+            return wnids
+        differences = [
+            f"{len(only)} only in {split}: {_few(only)}"
+            for split, only in (
+                ("train", sorted(set(expected) - set(wnids))),
+                (self.split, sorted(set(wnids) - set(expected))),
+            )
+            if only
+        ]
+        raise InputError(
+            f"train and {self.split} in {self.root} have different classes ({len(expected)} and "
+            f"{len(wnids)}); {'; '.join(differences)}; unpack both archives completely, or remove "
+            "what only one of them has"
+        )
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | int | str]:
+        """One sample: ``image`` uint8 [H, W, 3], ``label`` int, ``name`` (path below the root).
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        key = os.fsdecode(self._keys[index])
+        name = f"{self.split}/{key if self._has_class_folders else key.partition('/')[2]}"
+        image = _read_rgb(self.root / name)
+        return {"image": image, "label": int(self._labels[index]), "name": name}
+
+    def plot(self, sample: dict[str, np.ndarray | int | str], prediction: int | None = None):
+        """A matplotlib figure: the image under its class and, if given, the predicted label."""
+        import matplotlib.pyplot as plt
+
+        title = f"ground truth: {self.class_names[sample['label']]}"
+        if prediction is not None:
+            title += f"\nprediction: {self.class_names[prediction]}"
+        figure, ax = plt.subplots(figsize=(4, 4))
+        ax.imshow(sample["image"])
+        ax.set_title(title)
+        ax.set_axis_off()
+        figure.tight_layout()
+        return figure
+
+
+def _list(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the images directly in `folder`, hidden ones left out."""
+    folders, images = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(EXTENSIONS):
+                images.append(entry.name)
+            elif entry.is_dir():
+                folders.append(entry.name)
+    return folders, images
+
+
+def _nothing_in(folder: Path) -> str:
+    if any(name.endswith(".tar") for name in os.listdir(folder)):
+        return (
+            f"{folder} holds archives, not images; unpack each into a folder of its own name "
+            "(n01440764.tar into n01440764/, ...)"
+        )
+    return f"no images in {folder}: expected <wnid>/*.JPEG; is the archive unpacked completely?"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+# --------------------------------------------- ground truth of a val folder without class folders
+
+
+def _ground_truth(root: Path, images: Path) -> dict[str, str]:
+    """The wnid of each validation image, by its file name without extension."""
+    devkit, kaggle = root / DEVKIT, root / KAGGLE
+    if devkit.is_dir():
+        return _devkit_ground_truth(devkit)
+    if kaggle.is_file():
+        return _kaggle_ground_truth(kaggle)
+    raise InputError(
+        f"{images} has no class folders, and there is no ground truth beside it: unpack "
+        f"ILSVRC2012_devkit_t12.tar.gz (https://www.image-net.org/download.php) into {root}, so "
+        f"that {devkit} is there, or lay {KAGGLE} of the Kaggle release into {root}"
+    )
+
+
+def _kaggle_ground_truth(solution: Path) -> dict[str, str]:
+    with open(solution, newline="") as rows:
+        try:  # the boxes of an image are all of its one class: "<wnid> x y x y <wnid> ..."
+            return {row["ImageId"]: row["PredictionString"][:9] for row in csv.DictReader(rows)}
+        except (KeyError, TypeError, ValueError, csv.Error):
+            raise InputError(
+                f"{solution} is not the list of the Kaggle release (a line has no ImageId and "
+                "PredictionString); download it again"
+            ) from None
+
+
+def _devkit_ground_truth(devkit: Path) -> dict[str, str]:
+    truth, meta = devkit / "ILSVRC2012_validation_ground_truth.txt", devkit / "meta.mat"
+    try:
+        wnids = _read_synsets(meta)
+        ids = [int(line) for line in truth.read_text().split()]
+        return {f"ILSVRC2012_val_{i:08d}": wnids[id] for i, id in enumerate(ids, start=1)}
+    except KeyError as error:
+        raise InputError(
+            f"{truth} has the id {error}, which {meta} does not know; unpack "
+            "ILSVRC2012_devkit_t12.tar.gz again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{devkit} is not the devkit as distributed ({error}); unpack "
+            "ILSVRC2012_devkit_t12.tar.gz again"
+        ) from None
+
+
+def _read_synsets(meta: Path) -> dict[int, str]:
+    """The wnid of each ILSVRC2012_ID, from the devkit's ``meta.mat``.
+
+    Reads the part of the format that this file uses, to do without SciPy: level 5 of "MAT-File
+    Format" (MathWorks), little-endian.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    try:
+        for kind, content in _mat_elements(meta.read_bytes()[128:]):
+            if kind == 15:  # compressed
+                ((_, content),) = _mat_elements(zlib.decompress(content))
+            synsets = _mat_array(content)
+            return {int(synset["ILSVRC2012_ID"][0]): synset["WNID"] for synset in synsets}
+    except (struct.error, zlib.error, LookupError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{meta.name} is damaged or another file")
+
+
+def _mat_elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The data elements in a buffer, each as type and content."""
+    at = 0
+    while at < len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        if kind >> 16:  # a small element: type, size and content within 8 bytes
+            yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
+            at += 8
+        else:
+            yield kind, data[at + 8 : at + 8 + size]
+            at += 8 + size + (0 if kind == 15 else -size % 8)
+
+
+def _mat_array(data: bytes):
+    """An array element: a str, a numeric array, or for a struct array a list of dicts."""
+    if not data:
+        return None
+    flags, _, _, *content = _mat_elements(data)
+    array_class = flags[1][0]
+    if array_class == 2:
+        (_, width), (_, names), *values = content
+        size = int.from_bytes(width, "little")
+        fields = [names[i : i + size].rstrip(b"\0").decode() for i in range(0, len(names), size)]
+        arrays = [_mat_array(value) for _, value in values]
+        starts = range(0, len(arrays), len(fields))
+        return [dict(zip(fields, arrays[start:], strict=False)) for start in starts]
+    if not content:
+        return None
+    kind, data = content[0]
+    if array_class == 4:
+        return data.decode("utf-16-le" if kind in (4, 17) else "utf-8")
+    return np.frombuffer(data, _MAT_NUMBERS[kind])
+
+
+_MAT_NUMBERS = {
+    1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8",
+    13: "<u8",
+}  # fmt: skip
+"""NumPy's name of the format's types of numbers."""
+
+
+# ------------------------------------------------------------------------------------ reading
+
+
+def _read_rgb(path: Path) -> np.ndarray:
+    """The picture as uint8 [H, W, 3]; transparency is dropped."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow looks into EXIF for the resolution, which is not used here.
+            warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+            with Image.open(path) as picture:
+                if picture.mode[0] in "IF":  # Pillow would make it white
+                    raise ValueError(f"mode {picture.mode}: more than 8 bits a channel")
+                opaque = picture.convert("RGBA") if "transparency" in picture.info else picture
+                return np.asarray(opaque.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); unpack its archive again, or copy the file anew"
+        ) from None

@@ -1,0 +1,198 @@
+"""INRIA Aerial Image Labeling: files, cities, splits.
+
+No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batches of them.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from tasks.data import mini_inria
+from tasks.data.tiles import IGNORED, RandomPatches, Tile, TileWindows, class_table
+from tasks.errors import InputError
+
+ARCHIVE = "AerialImageDataset"
+BANDS = 3
+NOT_BUILDING, BUILDING = 0, 1
+TRAIN_IDS = class_table({0: NOT_BUILDING, 255: BUILDING})
+HELD_OUT = 5
+"""Tiles 1 to this of each training city are the validation split, as in the dataset's paper."""
+
+_CITY_NAMES = {"sfo": "san_francisco", "tyrol-e": "east_tyrol", "tyrol-w": "west_tyrol"}
+
+
+def open_splits(cfg: DictConfig, splits: list[str]) -> list["InriaPatches | InriaWindows"]:
+    """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
+
+    ``train`` is a random patch of ``cfg.data.crop`` at every draw, ``val`` and ``test`` are windows
+    of that size that cover all tiles. Only the files' headers are read here.
+
+    Raises:
+        InputError: there is no such dataset, or it is not as it should be.
+    """
+    root, mini = Path(cfg.data.root).expanduser(), cfg.data.name == "mini"
+    root = mini_inria.ensure(root) if mini else root
+    folder = root / ARCHIVE if (root / ARCHIVE).is_dir() else root
+    release = root.name if mini else "inria"
+    _require_folders(root, folder, splits)
+    opened = []
+    for split in splits:
+        files = Inria(folder, split, cfg.data.holdout, release)
+        if split == "train":
+            opened.append(InriaPatches(files, cfg.data.crop, cfg.data.patches_per_epoch))
+        else:
+            halo = round(cfg.task.eval_halo * cfg.data.scale)
+            opened.append(InriaWindows(files, cfg.data.crop, halo))
+    return opened
+
+
+def _require_folders(root: Path, folder: Path, splits: Iterable[str]) -> None:
+    needed = {"train": ["train/images", "train/gt"], "test": ["test/images"]}
+    needed["val"] = needed["train"]
+    parts = list(dict.fromkeys(part for split in splits for part in needed[split]))
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        missing = [f"{ARCHIVE}/{part}" for part in missing]
+        raise InputError(
+            f"INRIA Aerial Image Labeling not found: no folder {' and no folder '.join(missing)} "
+            f"in {root}\n"
+            "  Get aerialimagelabeling.7z.001 to .005 from\n"
+            "  https://project.inria.fr/aerialimagelabeling/ (free), unpack .001 with 7-Zip (it\n"
+            f"  reads the others), and the zip file that comes out of it into {root},\n"
+            f"  or say where {ARCHIVE} is with data.root=/path/to/inria,\n"
+            "  or train on the generated miniature: python train.py task=inria data=mini"
+        )
+
+
+class Inria:
+    """The tiles of one split: aerial images of ten cities with the outlines of buildings.
+
+    Splits: train (5 cities of 36 tiles: austin, chicago, kitsap, tyrol-w, vienna) and test (5 other
+    cities of 36 tiles: bellingham, bloomington, innsbruck, sfo, tyrol-e; masks not public). With
+    ``holdout``, tiles 1 to 5 of each training city leave train and are val (25 tiles; 155 remain).
+    Bands: red, green, blue; 8 bit; 0.3 m a pixel, orthorectified.
+    Classes: 0 not building, 1 building.
+    Format: ``train/images/<city><n>.tif``, a GeoTIFF of 5000 x 5000 pixels; ``train/gt`` has a mask
+    of the same name, size and place for each: one band of 0 and 255 (building); ``test/images`` has
+    the images of the test cities. ``test/gt`` is read too where it exists, as in the miniature.
+    Licence: none is named; imagery and outlines come from public services of the regions. See
+    https://project.inria.fr/aerialimagelabeling/, which asks to be cited.
+    Citation: Maggiori, Tarabalka, Charpiat and Alliez, "Can Semantic Labeling Methods Generalize to
+    Any City? The Inria Aerial Image Labeling Benchmark", IGARSS 2017.
+
+    Args:
+        folder: ``AerialImageDataset``.
+        split: ``train``, ``val`` or ``test``.
+        holdout: whether tiles 1 to 5 of each training city are kept for val.
+        release: what tells data apart whose files have the same names.
+
+    Attributes:
+        tiles: sorted by city and number; a tile's group is an index into ``groups``.
+        groups: names of the split's cities, as in the paper's Table 7.
+        identity: see `tasks.data.Dataset`.
+
+    Raises:
+        InputError: the split is empty, a tile has no mask, a mask no tile, or a name no number.
+    """
+
+    def __init__(
+        self, folder: Path | str, split: str, holdout: bool = False, release: str = "inria"
+    ):
+        if split == "val" and not holdout:
+            raise InputError(
+                "INRIA has no validation split of its own; data.holdout=true keeps tiles 1 to "
+                f"{HELD_OUT} of each training city for it"
+            )
+        folder = Path(folder) / ("test" if split == "test" else "train")
+        images, masks = _tiles_in(folder / "images"), _tiles_in(folder / "gt")
+        if split != "test" or (folder / "gt").is_dir():
+            _check_pairs(images, masks)
+        keys = sorted(images)
+        if split != "test" and holdout:
+            keys = [key for key in keys if (key[1] <= HELD_OUT) == (split == "val")]
+        if not keys:
+            wanted = f"no tile <city><n>.tif for {split} in {folder / 'images'}"
+            if holdout and images:
+                wanted += f" with n {'up to' if split == 'val' else 'above'} {HELD_OUT}"
+            raise InputError(f"{wanted}; is the archive unpacked completely?")
+        cities = sorted({city for city, _ in keys})
+        self.groups = [_CITY_NAMES.get(city, city) for city in cities]
+        self.tiles = [
+            Tile(images[key].stem, images[key], masks.get(key), cities.index(key[0]))
+            for key in keys
+        ]
+        names = "\n".join(tile.name for tile in self.tiles).encode()
+        self.identity = f"{release}/{split}/{hashlib.sha256(names).hexdigest()[:12]}"
+
+
+class InriaPatches(RandomPatches):
+    """Random patches of the tiles of `Inria`; ``groups`` are its cities."""
+
+    def __init__(self, files: Inria, size: tuple[int, int], per_epoch: int):
+        super().__init__(files.tiles, size, per_epoch, BANDS, TRAIN_IDS, files.identity, plot)
+        self.groups = files.groups
+
+
+class InriaWindows(TileWindows):
+    """Windows over the whole tiles of `Inria`; ``groups`` are its cities."""
+
+    def __init__(self, files: Inria, size: tuple[int, int], halo: int):
+        super().__init__(files.tiles, size, halo, BANDS, TRAIN_IDS, files.identity, plot)
+        self.groups = files.groups
+
+
+def _tiles_in(folder: Path) -> dict[tuple[str, int], Path]:
+    """The tiles of a folder by city and number; none if there is no such folder."""
+    tiles = {}
+    for path in folder.glob("*.tif"):
+        name = re.fullmatch(r"(.*\D)(\d+)", path.stem)
+        if name is None:
+            raise InputError(
+                f"{path} is no tile: expected a city and a number, such as austin1.tif; "
+                "move it elsewhere"
+            )
+        tiles[name[1], int(name[2])] = path
+    return tiles
+
+
+def _check_pairs(images: dict[tuple[str, int], Path], masks: dict[tuple[str, int], Path]) -> None:
+    for found, other, what, where in (
+        (images, masks, "mask", "gt"),
+        (masks, images, "image", "images"),
+    ):
+        for key in sorted(found.keys() - other.keys()):
+            path = found[key]
+            raise InputError(
+                f"{path} has no {what}: expected {path.parents[1] / where / path.name}; unpack the "
+                "archive again"
+            )
+
+
+def plot(sample: dict[str, np.ndarray | str], prediction: np.ndarray | None = None):
+    """A matplotlib figure: image, ground truth if there is any and, if given, prediction [H, W]."""
+    import matplotlib.pyplot as plt
+
+    panels = {"input": sample["image"]}
+    if (sample["label"] != IGNORED).any():
+        panels["ground truth"] = colorize(sample["label"])
+    if prediction is not None:
+        panels["prediction"] = colorize(prediction)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4.3), squeeze=False)
+    for ax, (title, picture) in zip(axes[0], panels.items(), strict=True):
+        ax.imshow(picture, interpolation="nearest")
+        ax.set_title(title)
+        ax.set_axis_off()
+    figure.suptitle(sample["name"])
+    figure.tight_layout()
+    return figure
+
+
+def colorize(label: np.ndarray) -> np.ndarray:
+    """Classes [H, W] as colours [H, W, 3]: buildings white, the rest black, ignored pixels grey."""
+    table = np.full((256, 3), 128, dtype=np.uint8)
+    table[NOT_BUILDING], table[BUILDING] = 0, 255
+    return table[label]
