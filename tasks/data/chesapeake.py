@@ -27,6 +27,9 @@ RELEASE = "md_1m_2013_extended"
 TRAIN_IDS = class_table({1: 0, 2: 1, 3: 2, 4: 3, 5: 3, 6: 3}, ignored=(0, 15))
 """Land-cover code to class id: barren, other impervious and roads are one class."""
 
+SAMPLES = {"train": 50_000, "test": 20}
+"""Patches or tiles of each split, where the paper gives the number."""
+
 _CHANNELS, _LABEL_CHANNEL = 29, 8
 
 

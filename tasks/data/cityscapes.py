@@ -24,6 +24,12 @@ COLORS = np.array(
 )  # fmt: skip
 """The dataset's own colours of the classes, RGB."""
 
+SAMPLES = {"train": 2975, "val": 500}
+"""Images of each split."""
+
+SIZE = (1024, 2048)
+"""Height and width of every image in pixels."""
+
 IGNORED = 255
 LABEL_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 """labelId of each train id."""

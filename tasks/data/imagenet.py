@@ -23,6 +23,10 @@ DEVKIT = "ILSVRC2012_devkit_t12/data"
 KAGGLE = "LOC_val_solution.csv"
 
 
+SAMPLES = {"train": 1_281_167, "val": 50_000}
+"""Images of each split."""
+
+
 def open_splits(cfg, splits: list[str]) -> list["ImageNet"]:
     """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
 

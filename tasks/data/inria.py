@@ -22,6 +22,12 @@ TRAIN_IDS = class_table({0: NOT_BUILDING, 255: BUILDING})
 HELD_OUT = 5
 """Tiles 1 to this of each training city are the validation split, as in the dataset's paper."""
 
+SAMPLES = {"train": 180, "test": 180}
+"""Tiles of each split."""
+
+SIZE = (5000, 5000)
+"""Height and width of every image in pixels."""
+
 _CITY_NAMES = {"sfo": "san_francisco", "tyrol-e": "east_tyrol", "tyrol-w": "west_tyrol"}
 
 

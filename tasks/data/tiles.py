@@ -160,7 +160,8 @@ class RandomPatches:
         identity: str,
         plot: Callable | None = None,
     ):
-        self.tiles, self.size, self.per_epoch = list(tiles), tuple(size), per_epoch
+        self.tiles, self.bands = list(tiles), bands
+        self.size, self.per_epoch = tuple(size), per_epoch
         self.train_ids, self.identity, self.plot = train_ids, identity, plot
         self.tile_sizes = check_tiles(self.tiles, bands)
         for tile, (height, width) in zip(self.tiles, self.tile_sizes, strict=True):
@@ -220,7 +221,7 @@ class TileWindows:
                 f"windows of {size[0]} x {size[1]} pixels with a halo of {halo} have no core: "
                 "lower task.eval_halo or raise data.crop"
             )
-        self.tiles, self.train_ids = list(tiles), train_ids
+        self.tiles, self.bands, self.train_ids = list(tiles), bands, train_ids
         self.identity, self.plot = identity, plot
         self.labelled = all(tile.label is not None for tile in self.tiles)
         self.tile_sizes = check_tiles(self.tiles, bands)
