@@ -32,10 +32,10 @@ def protocol_batch(task: DictConfig) -> int:
     return task.devices * task.model.batch_size
 
 
-def learning_rate(task: DictConfig, total_batch: int) -> float:
+def learning_rate(cfg: DictConfig, total_batch: int) -> float:
     """The rate to start from: the protocol's, in proportion to the total batch if so configured."""
-    factor = total_batch / protocol_batch(task) if task.scale_lr else 1.0
-    return task.optimizer.lr * factor
+    factor = total_batch / protocol_batch(cfg.task) if cfg.task.scale_lr else 1.0
+    return cfg.task.optimizer.lr * factor * cfg.data.lr_factor
 
 
 def canonical_norm(norm: dict) -> dict:

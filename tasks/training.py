@@ -290,17 +290,22 @@ def print_row(result: dict) -> None:
         log.info(f"\nno scores: the labels are not public; to be submitted: {result['submission']}")
         return
     names, paper = list(result["metrics"]), result["paper"]
-    rows = [("this run", result["metrics"])]
+    columns = {"this run": result["metrics"]}
     if paper is not None:
-        rows.append((f"paper, Table {paper['table']}", paper))
+        columns[f"paper, Table {paper['table']}"] = paper
         shared = [name for name in names if name in paper]
-        rows.append(("difference", {n: result["metrics"][n] - paper[n] for n in shared}))
-    width = 2 + max(10, *map(len, names))
-    log.info("\n" + " " * 18 + "".join(f"{name:>{width}}" for name in names))
-    for label, values in rows:
-        sign = "+" if label == "difference" else ""
-        cells = (f"{values[n]:{sign}{width}.2f}" if n in values else " " * width for n in names)
-        log.info(f"{label:18}" + "".join(cells))
+        columns["difference"] = {n: result["metrics"][n] - paper[n] for n in shared}
+    log.info("\n" + " " * 18 + "".join(f"{title:>18}" for title in columns))
+    for name in names:
+        cells = [values.get(name) for values in columns.values()]
+        signs = ("", "", "+")
+        log.info(
+            f"{name:18}"
+            + "".join(
+                " " * 18 if cell is None else f"{cell:{sign}18.2f}"
+                for cell, sign in zip(cells, signs, strict=False)
+            )
+        )
     if result["data"] == "mini" and paper is not None:
         log.info(
             "(ours on the miniature, the paper's on the full dataset: compare norms, not rows)"

@@ -28,9 +28,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
 def _build(cfg: DictConfig, in_channels: int) -> nn.Module:
     options, norm = cfg.task.model, scaled_norm(cfg)
     if options.name == "mask_rcnn_r50_fpn":
-        from tasks.models.mask_rcnn import mask_rcnn
-
-        return mask_rcnn(cfg, norm)
+        return _detector(cfg, norm)
     if options.name.startswith("hrnet"):
         model = hrnetv2(options.name, cfg.task.outputs)
         if options.pretrained is not None:
@@ -51,6 +49,27 @@ def _build(cfg: DictConfig, in_channels: int) -> nn.Module:
     else:
         raise ValueError(f"task.model.name={options.name}: no such network")
     return convert_norm(model, norm, input_shape=(1, in_channels, *cfg.data.crop))
+
+
+def _detector(cfg: DictConfig, norm: dict) -> nn.Module:
+    from tasks.models.mask_rcnn import load_backbone, mask_rcnn
+
+    path = cfg.task.backbone_checkpoint
+    model = mask_rcnn(
+        cfg.task.model.name,
+        cfg.task.num_classes,
+        norm,
+        pretrained=path is not None,
+        resize=tuple(cfg.data.resize),
+        width=cfg.data.width,
+        sampling=OmegaConf.to_container(cfg.data.sampling) if cfg.data.sampling else None,
+    )
+    model.notes = [
+        "backbone from scratch (no task.backbone_checkpoint)"
+        if path is None
+        else load_backbone(model, path, norm)
+    ]
+    return model
 
 
 def scaled_norm(cfg: DictConfig) -> dict:

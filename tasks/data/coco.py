@@ -1,0 +1,320 @@
+"""COCO, object instances: files, classes, boxes, masks.
+
+No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batches of them.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tasks.data import mini_coco
+from tasks.errors import InputError
+
+_KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd"),
+    "categories": ("id", "name"),
+}
+
+
+SAMPLES = {"train": 118_287, "val": 5_000}
+"""Images of each split."""
+
+
+def open_splits(cfg: DictConfig, splits: list[str]) -> list["Coco"]:
+    """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
+
+    ``train`` in the first place is for training: without images that have nothing to train on.
+    Anywhere else, and ``val`` everywhere, is for evaluation: all images.
+
+    Raises:
+        InputError: there is no such dataset, it is not as it should be, or the splits have
+            different categories.
+    """
+    root, release = Path(cfg.data.root).expanduser(), "coco"
+    if cfg.data.name == "mini":
+        root = mini_coco.ensure(root)
+        release = root.name
+    needed = [part for s in splits for part in (f"{s}2017", f"annotations/{_json_name(s)}")]
+    missing = [part for part in dict.fromkeys(needed) if not (root / part).exists()]
+    if missing:
+        raise InputError(
+            f"COCO not found: no {' and no '.join(missing)} in {root}\n"
+            "  Unpack train2017.zip, val2017.zip and annotations_trainval2017.zip from\n"
+            f"  https://cocodataset.org/#download into {root},\n"
+            "  or say where they are with data.root=/path/to/coco,\n"
+            "  or train on the generated miniature: python train.py task=coco data=mini"
+        )
+    opened = [
+        Coco(root, split, training=split == "train" and place == 0, release=release)
+        for place, split in enumerate(splits)
+    ]
+    first = opened[0]
+    for other in opened[1:]:
+        if (other.category_ids, other.class_names) != (first.category_ids, first.class_names):
+            raise InputError(
+                f"{other.json_path} and {first.json_path} have different categories; unpack both "
+                "from the same annotations_trainval2017.zip"
+            )
+    return opened
+
+
+class Coco:
+    """Photographs of everyday scenes with boxes and masks of the objects of 80 categories.
+
+    Splits: train2017 (118,287 images, 117,266 of them with an object to train on) and val2017
+    (5,000).
+    Format: ``{train,val}2017/<id as 12 digits>.jpg``, RGB or greyscale, 8 bit, up to 640 pixels;
+    ``annotations/instances_{train,val}2017.json`` with images, categories and annotations: box
+    [x, y, width, height] in pixels, mask as polygons or run lengths, ``iscrowd`` for a region of
+    many objects. Categories are numbered from 1 to 90 with gaps; labels here are 1 to 80 in the
+    order of those numbers, 0 being the background.
+    Licence: annotations CC BY 4.0; the images under the terms of Flickr.
+    Citation: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014.
+
+    Args:
+        root: the folder with ``train2017``, ``val2017`` and ``annotations``.
+        split: ``train`` or ``val``.
+        training: leave out, as Detectron does, images without an object to train on: one that is
+            no crowd and has a mask and, inside the image, a box of positive width and height.
+        release: what tells data apart whose files have the same content.
+
+    Attributes:
+        ground_truth: the json in pycocotools' form, all its images and annotations.
+        class_names: of labels 1, 2, ...
+        category_ids: of labels 1, 2, ..., ascending.
+        labels: of category ids.
+
+    Raises:
+        InputError: the json cannot be read, contradicts itself, or lists an image that is not
+            there.
+    """
+
+    def __init__(self, root: Path | str, split: str, training: bool = False, release: str = "coco"):
+        self.root, self.split = Path(root), split
+        self.json_path = self.root / "annotations" / _json_name(split)
+        self.image_dir = self.root / f"{split}2017"
+        content, digest = _read_json(self.json_path)
+        _check(content, self.json_path)
+        _check_files(content["images"], self.image_dir, self.json_path)
+        self.identity = f"{release}/{split}/{digest}"
+
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        self.category_ids = [category["id"] for category in categories]
+        self.class_names = [category["name"] for category in categories]
+        self.labels = {number: label for label, number in enumerate(self.category_ids, start=1)}
+        self.ground_truth = COCO()
+        self.ground_truth.dataset = content
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.ground_truth.createIndex()
+        self._images = sorted(content["images"], key=lambda image: image["id"])
+        if training:
+            self._images = [image for image in self._images if self._objects(image)]
+        if not self._images:
+            raise InputError(
+                f"{self.json_path} has no image{' with an object to train on' if training else ''};"
+                " unpack annotations_trainval2017.zip again"
+            )
+
+    def _objects(self, image: dict) -> list[dict]:
+        """The image's annotations to train on."""
+        return [
+            annotation
+            for annotation in self.ground_truth.imgToAnns.get(image["id"], [])
+            if not annotation["iscrowd"]
+            and annotation["area"] > 0
+            and _has_extent(_clipped(annotation["bbox"], image))
+        ]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str | int]:
+        """One image and its K objects, crowds and boxes without extent left out.
+
+        Returns:
+            ``image`` uint8 [H, W, 3]; ``boxes`` float32 [K, 4], x1, y1, x2, y2 in pixels, inside
+            the image; ``labels`` int64 [K], from 1; ``masks`` uint8 [K, H, W], 0 or 1;
+            ``image_id``; ``name``, the file's without its ending.
+
+        Raises:
+            InputError: the file cannot be read or is not of the size in the json.
+        """
+        image = self._images[index]
+        path = self.image_dir / image["file_name"]
+        pixels = _read_jpeg(path)
+        height, width = pixels.shape[:2]
+        if (height, width) != (image["height"], image["width"]):
+            raise InputError(
+                f"{path} is {height} x {width} but {self.json_path} says {image['height']} x "
+                f"{image['width']} (height x width) for image id {image['id']}; unpack images and "
+                "annotations of the same release again"
+            )
+        objects = self._objects(image)
+        boxes = [_clipped(annotation["bbox"], image) for annotation in objects]
+        labels = [self.labels[annotation["category_id"]] for annotation in objects]
+        masks = [self._mask(annotation) for annotation in objects]
+        return {
+            "image": pixels,
+            "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+            "labels": np.array(labels, np.int64),
+            "masks": np.array(masks, np.uint8).reshape(-1, height, width),
+            "image_id": image["id"],
+            "name": path.stem,
+        }
+
+    def _mask(self, annotation: dict) -> np.ndarray:
+        try:
+            return self.ground_truth.annToMask(annotation)
+        except Exception as error:  # pycocotools raises whatever its C code stumbles over
+            raise InputError(
+                f"{self.json_path}: the segmentation of annotation id {annotation['id']} cannot be "
+                f"decoded ({error}); unpack annotations_trainval2017.zip again"
+            ) from None
+
+    def plot(self, sample: dict, prediction: dict | None = None):
+        """A matplotlib figure: the objects of a sample and, if given, those predicted.
+
+        Args:
+            prediction: ``boxes``, ``labels`` and ``masks`` as in a sample, and ``scores`` [K].
+        """
+        import matplotlib.pyplot as plt
+
+        panels = {"ground truth": sample}
+        if prediction is not None:
+            panels["prediction"] = prediction
+        height, width = sample["image"].shape[:2]
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(5 * len(panels), 5 * height / width + 0.3), squeeze=False
+        )
+        for ax, (title, objects) in zip(axes[0], panels.items(), strict=True):
+            self._draw(ax, sample["image"], objects)
+            ax.set_title(title)
+            ax.set_axis_off()
+        figure.tight_layout()
+        return figure
+
+    def _draw(self, ax, image: np.ndarray, objects: dict) -> None:
+        import matplotlib.pyplot as plt
+
+        picture = image / 255
+        colors = plt.get_cmap("hsv")(np.linspace(0, 0.85, max(1, len(objects["labels"]))))[:, :3]
+        for color, mask in zip(colors, objects["masks"], strict=False):
+            picture[mask > 0] = 0.5 * picture[mask > 0] + 0.5 * color
+        ax.imshow(picture)
+        for index, (x1, y1, x2, y2) in enumerate(objects["boxes"]):
+            edge = colors[index]
+            ax.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge))
+            text = self.class_names[int(objects["labels"][index]) - 1]
+            if "scores" in objects:
+                text += f" {objects['scores'][index]:.2f}"
+            label = {"facecolor": edge, "edgecolor": "none", "pad": 1}
+            ax.text(x1, y1, text, color="white", bbox=label, fontsize=7, clip_on=True)
+
+
+def _json_name(split: str) -> str:
+    return f"instances_{split}2017.json"
+
+
+def _clipped(box: Sequence[float], image: dict) -> tuple[float, float, float, float]:
+    """[x, y, width, height] as x1, y1, x2, y2 inside the image."""
+    x, y, width, height = box
+    right, bottom = image["width"], image["height"]
+    return (
+        min(max(x, 0), right),
+        min(max(y, 0), bottom),
+        min(max(x + width, 0), right),
+        min(max(y + height, 0), bottom),
+    )
+
+
+def _has_extent(box: tuple[float, float, float, float]) -> bool:
+    x1, y1, x2, y2 = box
+    return x2 > x1 and y2 > y1
+
+
+def _read_json(path: Path) -> tuple[dict, str]:
+    """The content and a digest of its bytes."""
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); unpack annotations_trainval2017.zip again"
+        ) from None
+    for section in _KEYS:
+        if not isinstance(content, dict) or not isinstance(content.get(section), list):
+            raise InputError(
+                f"{path} has no list of {section!r}: is it an instances_*2017.json of "
+                "annotations_trainval2017.zip?"
+            )
+    return content, hashlib.sha256(raw).hexdigest()[:12]
+
+
+def _check(content: dict, path: Path) -> None:
+    """Raises InputError for the first entry that COCO's format does not allow."""
+
+    def wrong(what: str) -> InputError:
+        return InputError(f"{path}: {what}; mend the file, or unpack it again")
+
+    known: dict[str, dict[int, dict]] = {}
+    for section, keys in _KEYS.items():
+        known[section] = {}
+        for entry in content[section]:
+            number = entry.get("id")
+            for key in keys:
+                if key not in entry:
+                    raise wrong(f"id {number} of {section!r} has no {key!r}")
+            if number in known[section]:
+                raise wrong(f"id {number} occurs twice in {section!r}")
+            known[section][number] = entry
+    for annotation in content["annotations"]:
+        name = f"annotation id {annotation['id']}"
+        for key, section in (("image_id", "images"), ("category_id", "categories")):
+            if annotation[key] not in known[section]:
+                raise wrong(f"{name} has {key} {annotation[key]}, which {section!r} does not list")
+        problem = _mask_problem(annotation["segmentation"], known["images"][annotation["image_id"]])
+        if problem:
+            raise wrong(f"the segmentation of {name} {problem}")
+    if 0 in known["annotations"]:
+        raise wrong("annotation id 0: pycocotools takes id 0 for no match; number from 1")
+
+
+def _mask_problem(segmentation: list | dict, image: dict) -> str | None:
+    if isinstance(segmentation, list):
+        return None if segmentation else "is empty"
+    size = [image["height"], image["width"]]
+    if not isinstance(segmentation, dict) or segmentation.get("size") != size:
+        return f"is neither polygons nor run lengths of size {size}"
+    return None
+
+
+def _check_files(images: list[dict], folder: Path, json_path: Path) -> None:
+    with os.scandir(folder) as entries:
+        present = {entry.name for entry in entries}
+    missing = [image for image in images if image["file_name"] not in present]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {len(images)} images of {json_path} are missing, first "
+            f"{folder / missing[0]['file_name']} (image id {missing[0]['id']}); unpack "
+            f"{folder.name}.zip completely"
+        )
+
+
+def _read_jpeg(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); unpack {path.parent.name}.zip again"
+        ) from None
