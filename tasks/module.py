@@ -75,5 +75,5 @@ class TaskModule(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         total_batch = self.cfg.data.batch_size * self.trainer.world_size
         return make_optimizer(
-            self.parameters(), self.task, total_batch, self.trainer.estimated_stepping_batches
+            self.parameters(), self.cfg, total_batch, self.trainer.estimated_stepping_batches
         )

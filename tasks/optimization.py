@@ -14,26 +14,26 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], task: DictConfig, total_batch: int, steps: int
+    parameters: Iterable[nn.Parameter], cfg: DictConfig, total_batch: int, steps: int
 ) -> dict:
     """The optimizer and its schedule, stepped once per iteration, in Lightning's form.
 
     Args:
         parameters: of the network; those that need no gradient are left out.
-        task: the ``task`` configuration.
+        cfg: the configuration; ``cfg.task`` has optimizer and schedule.
         total_batch: samples per step over all devices.
         steps: iterations of the whole training.
 
     Raises:
         InputError: an unknown optimizer or schedule.
     """
-    settings = dict(task.optimizer) | {"lr": learning_rate(task, total_batch)}
+    settings = dict(cfg.task.optimizer) | {"lr": learning_rate(cfg, total_batch)}
     name = settings.pop("name")
     if name not in OPTIMIZERS:
         raise InputError(f"task.optimizer.name={name}: choose one of {', '.join(OPTIMIZERS)}")
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = OPTIMIZERS[name](trained, **settings)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(task.schedule, steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(cfg.task.schedule, steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -139,7 +139,7 @@ REACHES_THE_RUN_OTHERWISE = (
 
 def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
     task = OmegaConf.to_container(cfg.task, resolve=True)
-    task["optimizer"]["lr"] = learning_rate(cfg.task, total_batch)
+    task["optimizer"]["lr"] = learning_rate(cfg, total_batch)
     for key in REACHES_THE_RUN_OTHERWISE:
         task.pop(key, None)
     model = task["model"]
@@ -157,6 +157,7 @@ def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
         "workers",
         "epochs",
         "steps",
+        "lr_factor",
     ):
         data.pop(key)
     identity = {

@@ -161,10 +161,13 @@ def describe(cfg: DictConfig, run: Run, model: nn.Module, datasets: Datasets) ->
 def log_learning_rate(cfg: DictConfig, total_batch: int) -> None:
     """Says how the learning rate goes with the total batch, if that is not the protocol's."""
     lr, protocol = cfg.task.optimizer.lr, protocol_batch(cfg.task)
-    if cfg.task.scale_lr and total_batch != protocol:
+    if cfg.task.scale_lr and (total_batch != protocol or cfg.data.lr_factor != 1):
+        factor = (
+            "" if cfg.data.lr_factor == 1 else f", times {cfg.data.lr_factor:g} on {cfg.data.name}"
+        )
         log.info(
-            f"rate    {learning_rate(cfg.task, total_batch):g}: the protocol's {lr:g} for a total "
-            f"batch of {protocol}, in proportion to {total_batch}"
+            f"rate    {learning_rate(cfg, total_batch):g}: the protocol's {lr:g} for a total "
+            f"batch of {protocol}, in proportion to {total_batch}{factor}"
         )
     elif total_batch != cfg.data.total_batch:
         log.warning(
@@ -193,8 +196,15 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) ->
     columns = ("name", "kind", "channels", "height", "width", "window", "windowed")
     writer.writerow(("phase", *columns))
     sizes = {"training": training_size(cfg), "evaluation": evaluation_size(cfg, eval_set)}
+    forward = None
+    if cfg.task.kind == "detection":  # whose forward pass needs targets, and images of whole cells
+        from tasks.models.mask_rcnn import reach_norms as forward
+
+        sizes = {
+            phase: tuple(32 * -(-side // 32) for side in size) for phase, size in sizes.items()
+        }
     for phase, size in sizes.items():
-        report = audit(model, (1, len(cfg.task.bands), *size))
+        report = audit(model, (1, len(cfg.task.bands), *size), forward=forward)
         if any(row.window for row in report):
             log.info(f"\nnorm layers in {phase}, input {size[0]} x {size[1]}\n{report.summary()}")
         for row in report:
