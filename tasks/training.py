@@ -105,6 +105,7 @@ def quiet_lightning() -> None:
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*custom batch sampler .EvalBatches. for prediction.*",
     ):
         warnings.filterwarnings("ignore", text)
 
