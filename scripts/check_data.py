@@ -3,7 +3,6 @@
 python scripts/check_data.py task=inria data.root=/path/to/inria
 """
 
-import importlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tasks.cli import compose
-from tasks.data import Dataset, is_labelled
+from tasks.data import Dataset, dataset_module, is_labelled
 from tasks.data.tiles import RandomPatches, TileWindows
 from tasks.errors import InputError
 
@@ -57,7 +56,7 @@ def splits(cfg: DictConfig) -> list[str]:
 
 def check_split(cfg: DictConfig, split: str) -> list[str]:
     """What is wrong with a split; prints what it holds."""
-    module = importlib.import_module(f"tasks.data.{cfg.task.name}")
+    module = dataset_module(cfg)
     try:
         dataset = module.open_splits(cfg, [split])[0]
     except InputError as error:

@@ -91,6 +91,11 @@ def main(train: Callable[[], None]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         say(f"error: {explain(error, sys.argv[1:])}")
         sys.exit(MEND)
+    except ValueError as error:
+        if not str(error).startswith("Only one of --run"):  # Hydra's flags, such as -m with --cfg
+            raise
+        say(f"error: {error}")
+        sys.exit(MEND)
     except KeyboardInterrupt:
         say("interrupted; the same command continues from the last checkpoint")
         sys.exit(INTERRUPTED)

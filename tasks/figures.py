@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from tasks.data import Dataset, open_datasets
-from tasks.data.cityscapes import IGNORED, colorize
+from tasks.data import Dataset, dataset_module, open_datasets
 from tasks.data.loading import Augmented
-from tasks.data.transforms import make_transform
+from tasks.data.transforms import IGNORED, make_transform
 from tasks.errors import InputError
 from tasks.models import build_model, load_weights, scaled_norm
+from tasks.paper import PRIMARY
 from tasks.run import norm_label
 from tasks.segmentation import Segmentation
 
@@ -45,7 +44,7 @@ class FinishedRun:
             rows = [row for row in csv.DictReader(file) if row.get(column)]
         return [float(row["epoch"]) for row in rows], [float(row[column]) for row in rows]
 
-    def network(self) -> nn.Module:
+    def network(self) -> Segmentation:
         """The trained network in evaluation mode, on the CPU; images to logits at their size."""
         model = build_model(self.cfg)
         norm = scaled_norm(self.cfg)
@@ -66,10 +65,12 @@ def finished_runs(places: list[Path]) -> list[FinishedRun]:
 
 
 def learning_curves(runs: list[FinishedRun]) -> Figure:
-    """Training loss and validation mIoU over epochs, a line per run."""
+    """Training loss and the primary metric over epochs, a line per run of one task."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
-    titles = (("loss", "training loss"), ("miou", "validation mIoU (%)"))
+    primary = PRIMARY[runs[0].cfg.task.name]
+    label = "mIoU" if primary == "miou" else primary.replace("_", " ")
+    titles = (("loss", "training loss"), (primary, f"validation {label} (%)"))
     for ax, (column, title) in zip(panels, titles, strict=True):
         for run in runs:
             label = f"{run.label}, seed {run.cfg.seed}"
@@ -80,11 +81,12 @@ def learning_curves(runs: list[FinishedRun]) -> Figure:
     return figure
 
 
-def predict(network: nn.Module, cfg: DictConfig, dataset: Dataset, index: int) -> np.ndarray:
+def predict(network: Segmentation, cfg: DictConfig, dataset: Dataset, index: int) -> np.ndarray:
     """The predicted train ids [H, W] of one whole image."""
     sample = Augmented(dataset, make_transform(cfg, training=False), cfg.seed)[0, index]
     with torch.inference_mode():
-        return network(sample["image"][None]).argmax(1)[0].byte().numpy()
+        logits = network(sample["image"][None])
+        return network.decide(logits)[0].byte().numpy()
 
 
 def side_by_side(left: FinishedRun, right: FinishedRun, count: int = 2) -> Figure:
@@ -94,6 +96,7 @@ def side_by_side(left: FinishedRun, right: FinishedRun, count: int = 2) -> Figur
     height and width, is where the two predictions differ most on labelled pixels.
     """
     dataset = open_datasets(left.cfg).eval
+    colorize = dataset_module(left.cfg).colorize
     networks = [(run, run.network()) for run in (left, right)]
     figure = Figure(figsize=(13, 3.5 * count), layout="constrained")
     axes = figure.subplots(2 * count, 4, squeeze=False)
@@ -102,7 +105,7 @@ def side_by_side(left: FinishedRun, right: FinishedRun, count: int = 2) -> Figur
         predictions = [predict(net, run.cfg, dataset, int(index)) for run, net in networks]
         differ = (predictions[0] != predictions[1]) & (sample["label"] != IGNORED)
         top, left_edge, height, width = densest_window(differ)
-        pictures = [sample["image"], *map(colorize, (sample["label"], *predictions))]
+        pictures = [sample["image"][..., :3], *map(colorize, (sample["label"], *predictions))]
         titles = ["input", "ground truth", left.label, right.label]
         for column, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
             whole, detail = axes[2 * row, column], axes[2 * row + 1, column]

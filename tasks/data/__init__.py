@@ -4,6 +4,7 @@ No torch here: what is wrong with the data is said at once.
 """
 
 import importlib
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -36,6 +37,11 @@ class Datasets(NamedTuple):
         return " ".join(dataset.identity for dataset in self if dataset is not None)
 
 
+def dataset_module(cfg: DictConfig) -> ModuleType:
+    """The module of the task's dataset."""
+    return importlib.import_module(f"tasks.data.{cfg.task.name}")
+
+
 def open_datasets(cfg: DictConfig) -> Datasets:
     """The datasets to train on and to evaluate on.
 
@@ -44,11 +50,10 @@ def open_datasets(cfg: DictConfig) -> Datasets:
     Raises:
         InputError: the dataset is not there or not as it should be.
     """
-    module = importlib.import_module(f"tasks.data.{cfg.task.name}")
     splits = ["train", cfg.data.eval_split]
     if cfg.task.test_split is not None and cfg.mode == "train":
         splits.append(cfg.task.test_split)
-    opened = module.open_splits(cfg, splits)
+    opened = dataset_module(cfg).open_splits(cfg, splits)
     if cfg.task.num_classes is None:
         cfg.task.class_names = list(opened[0].class_names)
         cfg.task.num_classes = cfg.task.outputs = len(cfg.task.class_names)
