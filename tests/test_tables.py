@@ -1,0 +1,485 @@
+"""Tables and claims from finished runs, on ``result.json`` files written here."""
+
+import csv
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from tasks.cli import compose, options
+from tasks.errors import InputError
+from tasks.paper import METRICS
+from tasks.tables import (
+    CANNOT_TELL,
+    CLAIMS,
+    DOES_NOT,
+    HOLDS,
+    Claim,
+    Evidence,
+    claims_text,
+    csv_text,
+    gather,
+    judge,
+    paired_difference,
+    published_rows,
+    t_quantile,
+    write_tables,
+)
+
+
+@functools.cache
+def configuration(overrides):
+    cfg = compose(list(overrides))
+    if cfg.task.num_classes is None:  # as opening the dataset does
+        cfg.task.class_names = ["a", "b"]
+        cfg.task.num_classes = cfg.task.outputs = 2
+    return cfg, OmegaConf.to_yaml(cfg, resolve=True)
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Writes a finished run, as ``train.py`` leaves it, with the same score in every metric."""
+
+    def write(*overrides, score=50.0, seed=0, data="mini", name=None, **changes):
+        cfg, text = configuration((*overrides, f"data={data}"))
+        norm = OmegaConf.to_container(cfg.norm) | {"window_used": [1, 1]}
+        metrics = METRICS[cfg.task.name] or published_rows()["table7_lcn"].metrics
+        result = {
+            "status": "finished", "experiment": None, "task": cfg.task.name,
+            "model": cfg.task.model.name, "norm": norm, "data": data, "seed": seed,
+            "metrics": dict.fromkeys(metrics, score), "epochs": cfg.trainer.max_epochs,
+            "total_batch": cfg.data.total_batch, "versions": {"torch": "2.9.9"}, "device": "cpu",
+            "git_commit": "0123456789abcdef0123-dirty",
+        }  # fmt: skip
+        name = name or f"{'-'.join(overrides)}-{data}-{seed}".replace("/", "_")
+        folder = tmp_path / "runs" / cfg.task.name / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(text.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+        (folder / "result.json").write_text(json.dumps(result | changes))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def evidence(tmp_path):
+    return lambda: gather([tmp_path / "runs"])
+
+
+def lines_of(text):
+    return list(csv.DictReader(text.splitlines()))
+
+
+def line_of(evidence, experiment, scale="mini"):
+    row = published_rows()[experiment]
+    (line,) = [
+        line
+        for line in lines_of(csv_text(evidence, scale, row.table))
+        if all(line[key] == row.published[key] for key in row.keys)
+    ]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),  # two-sided 95 %, from the table in any textbook
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (10, 2.228),
+     (29, 2.045), (30, 2.042), (60, 2.000), (120, 1.980)],
+)  # fmt: skip
+def test_t_quantile_is_that_of_the_textbooks(degrees, expected):
+    assert t_quantile(degrees) == pytest.approx(expected, abs=5e-4)
+
+
+def test_t_quantile_of_another_coverage():
+    assert t_quantile(7, 0.99) == pytest.approx(3.499, abs=5e-4)
+    assert t_quantile(8, 0.90) == pytest.approx(1.860, abs=5e-4)
+
+
+def test_paired_interval_of_student_s_sleep_data():
+    # Student 1908: ten patients, hours of sleep gained with one drug more than with the other;
+    # R's t.test(extra ~ group, paired = TRUE) gives 1.58, [0.7001142, 2.4598858].
+    gained = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
+    found = paired_difference(gained)
+    assert (found.n, found.mean) == (10, pytest.approx(1.58))
+    assert (found.low, found.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+
+
+def test_one_seed_has_no_interval():
+    found = paired_difference([1.25])
+    assert (found.n, found.mean, found.low, found.high) == (1, 1.25, None, None)
+
+
+def test_rows_are_the_paper_s_in_its_order():
+    found = [
+        {key: value for key, value in row.published.items() if key != "table"}
+        for row in published_rows().values()
+    ]
+    published = [
+        line
+        for table in range(1, 9)
+        for line in csv.DictReader((ROOT / f"results/paper/table{table}.csv").open())
+    ]
+    assert set(published_rows()) == set(options("experiment"))
+    as_text = [
+        {k: f"{v:.2f}" if isinstance(v, float) else v for k, v in row.items()} for row in found
+    ]
+    assert as_text == published
+
+
+def test_a_row_is_mean_deviation_and_difference_to_gn_over_common_seeds(write_run, evidence):
+    for seed, score in enumerate((60.0, 62.0, 64.0)):
+        write_run("experiment=table8_lcn", seed=seed, score=score)
+    for seed, score in ((0, 59.0), (1, 60.0), (7, 10.0)):
+        write_run("experiment=table8_gn", seed=seed, score=score)
+    line = line_of(evidence(), "table8_lcn")
+    assert (line["status"], line["n"], line["seeds"]) == ("run", "3", "0 1 2")
+    assert (line["miou"], line["miou_sd"], line["miou_paper"]) == ("62.0000", "2.0000", "76.51")
+    # differences 1 and 2: mean 1.5, standard error 0.5, 12.706 of them to each side
+    assert (line["miou_minus_gn"], line["miou_minus_gn_n"]) == ("1.5000", "2")
+    bounds = [float(line[f"miou_minus_gn_{end}"]) for end in ("low", "high")]
+    assert bounds == pytest.approx([1.5 - 6.353, 1.5 + 6.353], abs=1e-3)
+    assert line["miou_minus_gn_paper"] == "2.36"
+    assert line_of(evidence(), "table8_gn")["miou_minus_gn"] == ""
+
+
+def test_one_seed_is_shown_without_deviation_and_interval(write_run, evidence):
+    write_run("experiment=table8_lcn", score=60.0)
+    write_run("experiment=table8_gn", score=61.0)
+    line = line_of(evidence(), "table8_lcn")
+    assert (line["miou"], line["miou_sd"], line["miou_minus_gn"]) == ("60.0000", "", "-1.0000")
+    assert (line["miou_minus_gn_low"], line["miou_minus_gn_high"]) == ("", "")
+
+
+def test_rows_without_a_run_are_shown_as_not_run(write_run, evidence, tmp_path):
+    write_run("experiment=table8_lcn")
+    found = evidence()
+    count = 0
+    for table in range(1, 9):
+        for line in lines_of(csv_text(found, "mini", table)):
+            count += 1
+            is_run = (table, line["norm"]) == (8, "lcn")
+            assert (line["status"], line["n"]) == (("run", "1") if is_run else ("not run", "0"))
+    assert count == 36
+    write_tables(found, tmp_path / "out")
+    assert "not run" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_run_counts_in_every_row_that_is_its_experiment(write_run, evidence):
+    write_run("norm=lcn", "norm.window=227", score=41.0)
+    write_run("experiment=table2_g16", score=40.0)
+    found = evidence()
+    for experiment in ("table1_w18_lcn", "table3_c2", "table4_w227"):
+        line = line_of(found, experiment)
+        assert (line["miou"], line["miou_minus_gn"]) == ("41.0000", "1.0000"), experiment
+    assert line_of(found, "table1_w18_gn")["miou"] == "40.0000"
+    assert line_of(found, "table1_w48_gn")["status"] == "not run"
+    assert len(found.distinct("mini")) == 2
+
+
+def test_ln_and_gn_with_one_group_are_one_row(write_run, evidence):
+    write_run("norm=ln", score=33.0)
+    assert line_of(evidence(), "table2_g1")["miou"] == "33.0000"
+    assert line_of(evidence(), "table1_w18_ln")["miou"] == "33.0000"
+
+
+def test_miniature_and_full_scale_never_mix(write_run, evidence, tmp_path):
+    write_run("experiment=table8_lcn", score=60.0)
+    write_run("experiment=table8_gn", score=50.0, data="full")
+    write_tables(evidence(), tmp_path / "out")
+    for scale, expected in (("mini", {"lcn": "60.0000"}), ("full", {"gn": "50.0000"})):
+        text = (tmp_path / "out" / scale / "table8.csv").read_text()
+        assert {x["norm"]: x["miou"] for x in lines_of(text) if x["n"] != "0"} == expected
+        assert {x["miou_minus_gn"] for x in lines_of(text)} == {""}
+    for claim in CLAIMS:
+        assert all(f.difference is None for f in judge(claim, evidence(), "mini")[1])
+
+
+def test_tables_of_an_earlier_call_do_not_stay_beside_a_readme_that_denies_them(
+    write_run, evidence, tmp_path
+):
+    write_run("experiment=table8_lcn", data="full")
+    write_tables(evidence(), tmp_path / "out")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    write_run("experiment=table8_lcn")
+    write_tables(evidence(), tmp_path / "out")
+    lines = lines_of((tmp_path / "out" / "full" / "table8.csv").read_text())
+    assert {line["status"] for line in lines} == {"not run"}
+
+
+def test_a_scale_without_runs_writes_no_csv(write_run, evidence, tmp_path):
+    write_run("experiment=table8_lcn")
+    written = write_tables(evidence(), tmp_path / "out")
+    assert not (tmp_path / "out" / "full").exists()
+    assert len(written) == 8 + 1
+    assert all(path.exists() for path in written)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["trainer.max_epochs=1"], "epochs 1 instead of"),
+        (["data.scale=0.5"], "data.scale 0.5 instead of 0.25"),
+        (["data.total_batch=3"], "total_batch 3 instead of"),
+        (["task.optimizer.lr=0.5"], "task.optimizer.lr 0.5 instead of 0.001"),
+        (["checkpoint=elsewhere/last.ckpt"], "checkpoint a file instead of None"),
+        (["norm.c_group=8"], "no published row has unet_slim with lcn_c8_w31"),
+    ],
+)
+def test_runs_with_other_settings_are_left_out_and_said(write_run, evidence, overrides, why):
+    write_run("experiment=table8_gn")
+    folder = write_run("experiment=table8_lcn", *overrides)
+    found = evidence()
+    assert line_of(found, "table8_lcn")["status"] == "not run"
+    (line,) = found.left_out
+    assert line.startswith(str(folder))
+    assert why in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"epochs": 2}, "epochs 2 instead of"),
+        ({"status": "running"}, "status is running"),
+        ({"metrics": {}}, "no value of miou, pixel_acc"),
+        ({"metrics": {"miou": math.nan, "pixel_acc": 1.0}}, "no value of miou"),
+    ],
+)
+def test_results_that_cannot_stand_in_a_table_are_left_out(write_run, evidence, changes, why):
+    write_run("experiment=table8_gn")
+    write_run("experiment=table8_lcn", **changes)
+    (line,) = evidence().left_out
+    assert why in line
+
+
+def test_real_photographs_trained_with_other_crops_are_no_published_row(write_run, evidence):
+    write_run("experiment=table1_w18_gn", data="full", score=70.0)
+    write_run("norm=gn", "data.crop=[192,256]", data="full", score=30.0, seed=1)
+    assert line_of(evidence(), "table1_w18_gn", "full")["seeds"] == "0"
+
+
+def test_full_scale_coco_may_start_from_a_backbone_and_the_miniature_not(write_run, evidence):
+    for data in ("mini", "full"):
+        write_run("experiment=table5_lcn", "task.backbone_checkpoint=gn/last.ckpt", data=data)
+    assert line_of(evidence(), "table5_lcn", "full")["status"] == "run"
+    assert line_of(evidence(), "table5_lcn", "mini")["status"] == "not run"
+
+
+def test_of_the_same_row_and_seed_the_newest_counts(write_run, evidence):
+    for name, score, time in (("a", 1.0, 2000), ("b", 2.0, 3000), ("c", 3.0, 1000)):
+        folder = write_run("experiment=table8_lcn", score=score, name=name)
+        os.utime(folder / "result.json", (time, time))
+    found = evidence()
+    assert line_of(found, "table8_lcn")["miou"] == "2.0000"
+    assert [line.partition(":")[0].rpartition("/")[2] for line in found.left_out] == ["a", "c"]
+    assert all("newer" in line for line in found.left_out)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"status": "finished"}', "\x00"])
+def test_a_damaged_result_is_named(write_run, evidence, text):
+    folder = write_run("experiment=table8_lcn")
+    (folder / "result.json").write_text(text)
+    with pytest.raises(InputError, match=re.escape(str(folder / "result.json"))):
+        evidence()
+
+
+def test_a_result_whose_norm_is_no_norm_is_named(write_run, evidence):
+    folder = write_run("experiment=table8_lcn", norm={"name": "gn"})
+    with pytest.raises(InputError, match=re.escape(str(folder / "result.json"))):
+        evidence()
+
+
+@pytest.mark.parametrize("text", ["a: [", "[1, 2]", "words"])
+def test_a_damaged_configuration_is_named(write_run, evidence, text):
+    folder = write_run("experiment=table8_lcn")
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(str(folder / "config.yaml"))):
+        evidence()
+
+
+def test_a_key_younger_than_the_run_is_taken_as_it_is_today(write_run, evidence):
+    folder = write_run("experiment=table8_lcn")
+    config = OmegaConf.load(folder / "config.yaml")
+    del config.task.scale_lr, config.data.lr_factor
+    OmegaConf.save(config, folder / "config.yaml")
+    assert line_of(evidence(), "table8_lcn")["status"] == "run"
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.text)
+def test_every_claim_is_what_the_published_numbers_say(claim):
+    for first, second in claim.contrasts:
+        rows = published_rows()
+        assert {rows[name].table for name in first} == {claim.table}
+        metric = rows[first[0]].primary
+        means = [sum(rows[n].published[metric] for n in s) / len(s) for s in (first, second)]
+        if claim.margin is None:
+            assert means[0] > means[1]
+        else:
+            assert abs(means[0] - means[1]) <= claim.margin
+
+
+def evidence_of(scores):
+    """Runs of the miniature in memory: a primary score per seed of each experiment."""
+    found = Evidence()
+    for name, values in scores.items():
+        metric = published_rows()[name].primary
+        runs = {seed: {"metrics": {metric: value}} for seed, value in enumerate(values)}
+        found.runs["mini"][name] = runs
+    return found
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.text)
+def test_every_claim_can_be_each_of_the_three(claim):
+    order = dict.fromkeys(name for pair in claim.contrasts for side in pair for name in side)
+
+    def outcome(step, seeds=(0, 1)):  # each row is so much below the one named before it
+        scores = {n: [50 - i * step + seed for seed in seeds] for i, n in enumerate(order)}
+        return judge(claim, evidence_of(scores), "mini")[0]
+
+    assert outcome(0.1 if claim.margin else 3) == HOLDS
+    assert outcome(-3) == DOES_NOT
+    assert outcome(3, seeds=(0,)) == outcome(0.1, seeds=(0,)) == CANNOT_TELL
+    assert judge(claim, Evidence(), "mini")[0] == CANNOT_TELL
+
+
+LCN_OVER_GN = Claim(8, "", ((("table8_lcn",), ("table8_gn",)),))
+EQUAL = Claim(8, "", ((("table8_lcn",), ("table8_gn",)),), margin=2.0)
+
+
+@pytest.mark.parametrize(
+    ("claim", "differences", "expected"),
+    [
+        (LCN_OVER_GN, [5.0], CANNOT_TELL),
+        (LCN_OVER_GN, [1.0, 1.1], HOLDS),
+        (LCN_OVER_GN, [1.0, 2.0], CANNOT_TELL),  # 1.5 +- 6.4
+        (LCN_OVER_GN, [1.0, 2.0, 1.5], HOLDS),  # 1.5 +- 1.24
+        (LCN_OVER_GN, [-1.0, -2.0, -1.5], DOES_NOT),
+        (EQUAL, [0.0], CANNOT_TELL),
+        (EQUAL, [1.0, 1.1], HOLDS),  # differs surely, and by less than the margin
+        (EQUAL, [-1.0, 1.0], CANNOT_TELL),
+        (EQUAL, [3.0, 3.0], DOES_NOT),
+        (EQUAL, [-3.0, -3.1], DOES_NOT),
+        (EQUAL, [2.0, 2.1], CANNOT_TELL),
+    ],
+)
+def test_a_claim_is_decided_by_the_interval(claim, differences, expected):
+    gn = [50.0 - seed for seed in range(len(differences))]
+    lcn = [score + difference for score, difference in zip(gn, differences, strict=True)]
+    found = evidence_of({"table8_gn": gn, "table8_lcn": lcn})
+    outcome, (finding,) = judge(claim, found, "mini")
+    assert outcome == expected
+    assert finding.difference.mean == pytest.approx(sum(differences) / len(differences))
+
+
+def test_of_an_error_less_is_better():
+    found = evidence_of({"table6_lcn": [20.0, 20.0], "table6_gn": [22.0, 22.0]})
+    better = Claim(6, "", ((("table6_lcn",), ("table6_gn",)),))
+    worse = Claim(6, "", ((("table6_gn",), ("table6_lcn",)),))
+    assert judge(better, found, "mini")[0] == HOLDS
+    assert judge(worse, found, "mini")[0] == DOES_NOT
+    assert judge(better, found, "mini")[1][0].difference.mean == -2.0
+
+
+def test_one_contrast_that_is_not_so_refutes_a_claim_and_one_unknown_leaves_it_open():
+    claim = Claim(8, "", tuple((("table8_lcn",), (f"table8_{norm}",)) for norm in ("gn", "bn")))
+    scores = {"table8_lcn": [50.0, 50.0], "table8_gn": [40.0, 40.0]}
+    assert judge(claim, evidence_of(scores), "mini")[0] == CANNOT_TELL
+    scores["table8_bn"] = [60.0, 60.0]
+    assert judge(claim, evidence_of(scores), "mini")[0] == DOES_NOT
+
+
+def test_a_contrast_of_several_rows_is_of_their_means_over_the_seeds_all_have():
+    claim = Claim(8, "", ((("table8_lcn", "table8_bn"), ("table8_gn",)),))
+    scores = {"table8_lcn": [50, 52, 99], "table8_bn": [54, 58, 99], "table8_gn": [50, 50]}
+    _, (finding,) = judge(claim, evidence_of(scores), "mini")
+    assert (finding.difference.n, finding.difference.mean) == (2, 3.5)  # 52 - 50 and 55 - 50
+    assert finding.published == pytest.approx((76.51 + 76.69) / 2 - 74.15)
+
+
+def markdown_tables(text):
+    """Every table: its header, its rule and its lines, as lists of cells."""
+    blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    return [
+        [[cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines()]
+        for block in blocks
+    ]
+
+
+def test_readme_has_every_table_beside_the_paper_s(write_run, evidence, tmp_path):
+    for seed in (0, 1):
+        write_run("experiment=table7_lcn", seed=seed, score=44.0 + 2 * seed)
+        write_run("experiment=table7_gn", seed=seed, score=43.0 + seed)
+    write_tables(evidence(), tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    claims, *tables = markdown_tables(text)
+    assert "generated by `python scripts/tables.py`" in text
+    assert "### What holds here" in text
+    assert "Runs: 4. Commits: 0123456789ab-dirty. PyTorch: 2.9.9. Devices: cpu." in text
+    assert str(tmp_path) not in text
+    assert len(claims) == 2 + len(CLAIMS)
+    assert len(tables) == 8 + 1  # Table 7's twelve metrics are two
+    for header, rule, *lines in (claims, *tables):
+        assert {len(header)} == {len(rule)} | {len(line) for line in lines}
+    header, rule, *lines = tables[7]
+    assert dict(zip(header, rule, strict=True))["overall_iou"] == "--:"
+    (lcn,) = [dict(zip(header, line, strict=True)) for line in lines if "lcn" in line]
+    assert (lcn["overall_iou"], lcn["overall_iou, paper"]) == ("45.00 ± 1.41", "69.90")
+    assert (lcn["n"], lcn["paper - GN"]) == ("2", "+6.19")
+    assert lcn["overall_iou - GN"] == "+1.50 [-4.85, +7.85]"
+
+
+def test_same_runs_give_the_same_files(write_run, evidence, tmp_path):
+    write_run("experiment=table8_lcn")
+    texts = []
+    for name in ("one", "two"):
+        files = write_tables(evidence(), tmp_path / name)
+        texts.append([file.read_bytes() for file in files])
+    assert texts[0] == texts[1]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_claims_on_the_console_have_their_numbers(write_run, evidence):
+    for seed in (0, 1, 2):
+        write_run("experiment=table8_lcn", seed=seed, score=52.0)
+        write_run("experiment=table8_gn", seed=seed, score=50.0)
+    lines = claims_text(evidence()).splitlines()
+    assert lines[1] == "On the miniature, 6 runs"
+    (index,) = [i for i, line in enumerate(lines) if "LCN over GN, Chesapeake" in line]
+    assert lines[index].split()[:3] == ["holds", "Table", "8:"]
+    assert lines[index + 1].strip() == "lcn_c4_w31 - gn_g8: +2.00 [+2.00, +2.00], n 3"
+
+
+def tables_command(*arguments):
+    command = [sys.executable, "scripts/tables.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_command_writes_tables_and_says_what_holds_and_what_is_left_out(write_run, tmp_path):
+    write_run("experiment=table8_lcn")
+    left_out = write_run("experiment=table8_gn", "trainer.max_epochs=1")
+    done = tables_command(tmp_path / "runs", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert f"left out: {left_out}" in done.stdout
+    assert "cannot tell" in done.stdout
+    assert (tmp_path / "out" / "mini" / "table8.csv").exists()
+
+
+def test_command_without_a_run_says_so_and_writes_nothing(write_run, tmp_path):
+    write_run("experiment=table8_gn", "trainer.max_epochs=1")
+    for place in (tmp_path / "runs", tmp_path / "nowhere"):
+        done = tables_command(place, "--out", tmp_path / "out")
+        assert done.returncode == 2
+        assert f"no finished run of a published row below {place}" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_need_no_torch():
+    command = [sys.executable, "-c", "import sys, tasks.tables; sys.exit('torch' in sys.modules)"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
