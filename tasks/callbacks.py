@@ -5,8 +5,10 @@ import io
 import logging
 import math
 import os
+import signal
 import statistics
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -38,13 +40,17 @@ class History(pl.Callback):
         self.path, self.primary = path, primary
         self.rows: list[dict[str, float]] = []
         self._seconds_before = 0.0
+        self._loss_sum: torch.Tensor | float = 0.0
+        self._batches = 0
 
     def state_dict(self) -> dict:
-        return {"rows": self.rows, "seconds": self.seconds}
+        losses = {"loss_sum": float(self._loss_sum), "batches": self._batches}
+        return {"rows": self.rows, "seconds": self.seconds, **losses}
 
     def load_state_dict(self, state: dict) -> None:
         self.rows = state["rows"]
         self._seconds_before = state["seconds"]
+        self._loss_sum, self._batches = state["loss_sum"], state["batches"]
 
     @property
     def seconds(self) -> float:
@@ -76,13 +82,20 @@ class History(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         module.scores = {}
 
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        # Kept here, not by Lightning: an epoch that is continued in its middle has one mean.
+        self._loss_sum = self._loss_sum + trainer.callback_metrics["loss"].double()
+        self._batches += 1
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        loss = float(self._loss_sum) / self._batches
+        self._loss_sum, self._batches = 0.0, 0
         self.rows.append(
             {
                 "epoch": trainer.current_epoch + 1,
                 "step": trainer.global_step,
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
-                "loss": trainer.callback_metrics["loss_epoch"].item(),
+                "loss": loss,
                 "seconds": round(self.seconds, 2),
             }
         )
@@ -107,6 +120,78 @@ class History(pl.Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomically(self.path, text.getvalue())
+
+
+class Checkpoints(pl.Callback):
+    """Keeps ``last.ckpt``: after every epoch, every few minutes, and when the run is asked to stop.
+
+    SIGTERM and Ctrl-C stop a training after the batch in work; a second one, or one during an
+    evaluation, at once, and then the last checkpoint is the one to continue from.
+
+    Args:
+        path: of the checkpoint.
+        minutes: at most so long between two checkpoints, however long an epoch is.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    EVERY = 10  # batches after which several processes ask each other whether to save or stop
+
+    def __init__(self, path: Path, minutes: float):
+        self.path, self.minutes = path, minutes
+        self._asked_to_stop = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+        self._asked_to_stop = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, output: Any, batch: Any, index: int
+    ) -> None:
+        if index + 1 == trainer.num_training_batches:  # the end of the epoch follows
+            return
+        if trainer.world_size > 1 and index % self.EVERY:
+            return
+        due = time.monotonic() - self._saved > 60 * self.minutes
+        if self._any_process(trainer, due or self._asked_to_stop):
+            self._save(trainer)
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._save(trainer)
+        self._stop_if_asked(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved = time.monotonic()
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if self._any_process(trainer, self._asked_to_stop):
+            raise KeyboardInterrupt
+
+    def _any_process(self, trainer: pl.Trainer, decision: bool) -> bool:
+        return trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._give_back_signals()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, _: Any) -> None:
+        self._give_back_signals()
+
+    def _give_back_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -167,7 +252,7 @@ class ProgressLine(ProgressBar):
             self._describe(trainer)
 
     def _describe(self, trainer: pl.Trainer) -> None:
-        loss = trainer.callback_metrics.get("loss_step", trainer.callback_metrics.get("loss"))
+        loss = trainer.callback_metrics.get("loss")
         score = "    -" if math.isnan(self._score) else f"{self._score:5.2f}"
         label = "mIoU" if self.primary == "miou" else self.primary
         self._bar.set_description_str(

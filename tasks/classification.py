@@ -26,7 +26,7 @@ class Classification(TaskModule):
     def training_step(self, batch: dict, batch_index: int) -> torch.Tensor:
         loss = self.finite(F.cross_entropy(self(batch["image"]), batch["label"]))
         size = len(batch["image"])
-        self.log("loss", loss, on_step=True, on_epoch=True, sync_dist=True, batch_size=size)
+        self.log("loss", loss, sync_dist=True, batch_size=size)
         return loss
 
     def validation_step(self, batch: dict, batch_index: int) -> None:

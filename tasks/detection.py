@@ -44,7 +44,7 @@ class Detection(TaskModule):
         targets = [{key: sample[key] for key in ("boxes", "labels", "masks")} for sample in batch]
         losses = self.model([sample["image"] for sample in batch], targets)
         loss = self.finite(torch.stack(list(losses.values())).sum())
-        self.log("loss", loss, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(batch))
+        self.log("loss", loss, sync_dist=True, batch_size=len(batch))
         self.log_dict(losses, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch))
         return loss
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from tasks.errors import InputError
 from tasks.optimization import make_optimizer
+from tasks.run import stable_seed
 
 
 class TaskModule(pl.LightningModule):
@@ -59,6 +60,11 @@ class TaskModule(pl.LightningModule):
             "task.optimizer.lr"
         )
 
+    def on_train_batch_start(self, batch: object, batch_index: int) -> None:
+        # What a network draws (dropout, sampled proposals) follows from the step, so that a
+        # continued run draws the same.
+        torch.manual_seed(stable_seed(self.cfg.seed, "step", self.global_step, self.global_rank))
+
     def test_step(self, batch: object, batch_index: int) -> None:
         self.validation_step(batch, batch_index)
 
@@ -74,6 +80,8 @@ class TaskModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict:
         total_batch = self.cfg.data.batch_size * self.trainer.world_size
-        return make_optimizer(
-            self.parameters(), self.cfg, total_batch, self.trainer.estimated_stepping_batches
-        )
+        # Not trainer.estimated_stepping_batches: it makes the loader, and that begins to read,
+        # before Lightning knows where a continued run goes on.
+        steps = len(self.trainer.datamodule.train_batches()) * self.cfg.trainer.max_epochs
+        steps = min(steps, self.cfg.trainer.max_steps or steps)
+        return make_optimizer(self.parameters(), self.cfg, total_batch, steps)

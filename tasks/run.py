@@ -177,6 +177,12 @@ def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
     return identity
 
 
+def stable_seed(*parts: int | str) -> int:
+    """63 bits that follow from the parts, the same in every process and on every platform."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 def file_digest(path: str | None) -> str | None:
     """The first 12 hexadecimal digits of the file's SHA-256; None for no path."""
     if path is None or not Path(path).is_file():

@@ -12,12 +12,12 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
 from lcn import audit
-from tasks.callbacks import AtomicCheckpoints, History, ProgressLine
+from tasks.callbacks import AtomicCheckpoints, Checkpoints, History, ProgressLine
 from tasks.data import Dataset, Datasets, is_labelled
 from tasks.data.loading import DataModule
 from tasks.models import load_weights, scaled_norm
@@ -62,12 +62,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
     loggers = make_loggers(cfg, run)
     callbacks = [
         history,
-        ModelCheckpoint(
-            run.directory,
-            filename="last",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        ),
+        Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes),
         ProgressLine(PRIMARY[cfg.task.name]),
     ]
     if loggers:
@@ -83,6 +78,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
         max_steps=-1 if settings["max_steps"] is None else settings["max_steps"],
         deterministic=settings["deterministic"],
         enable_progress_bar=settings["progress_bar"],
+        enable_checkpointing=False,  # tasks.callbacks.Checkpoints does it
         check_val_every_n_epoch=cfg.data.eval_every,
         limit_val_batches=None if is_labelled(datasets.eval) else 0,
         callbacks=callbacks,
@@ -105,6 +101,7 @@ def quiet_lightning() -> None:
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",
         ".*custom batch sampler .EvalBatches. for prediction.*",
     ):
         warnings.filterwarnings("ignore", text)
@@ -332,7 +329,7 @@ def checkpoint_to_continue(run: Run, model: nn.Module) -> Path | None:
     path = run.last_checkpoint
     if path is not None:
         checkpoint = load_weights(model, str(path), scaled_norm(run.cfg))
-        log.info(f"continuing after epoch {checkpoint['epoch'] + 1}: {path}")
+        log.info(f"continuing after step {checkpoint['global_step']:,}: {path}")
     return path
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -97,30 +96,63 @@ def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cit
     assert "is the checkpoint of another model" in other.stderr
 
 
-def test_a_killed_run_continues_to_the_same_numbers(train, tiny_cityscapes, tmp_path):
-    command = ["norm=gn", f"data.root={tiny_cityscapes}", "trainer.max_epochs=4", *SMALL]
-    straight = train(*command, f"runs={tmp_path / 'straight'}")
-    assert straight.returncode == 0, straight.stderr
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of three epochs of eight steps that nothing interrupts, and its command."""
+    folder = tmp_path_factory.mktemp("straight")
+    data = write_cityscapes(folder / "cityscapes", {"train": 8, "val": 3})
+    command = [
+        "norm=gn", f"data.root={data}", "trainer.max_epochs=3", *SMALL, "data.batch_size=1",
+        "trainer.checkpoint_minutes=0",
+    ]  # fmt: skip
+    subprocess.run(
+        [sys.executable, "train.py", f"runs={folder / 'runs'}", *command], cwd=ROOT, check=True
+    )
+    (directory,) = (folder / "runs/cityscapes").iterdir()
+    return command, directory
 
+
+def steps_in(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "steps", "workers"),
+    [
+        (signal.SIGKILL, 11, 0),  # in the second epoch
+        (signal.SIGKILL, 8, 1),  # about the end of the first
+        (signal.SIGTERM, 13, 1),
+        (signal.SIGINT, 3, 0),
+    ],
+)
+def test_a_stopped_run_continues_to_the_same_numbers(
+    train, uninterrupted, tmp_path, stop, steps, workers
+):
+    command, reference = uninterrupted
+    command = [*command, f"data.workers={workers}"]
     process = subprocess.Popen(
         [sys.executable, "train.py", f"runs={tmp_path / 'runs'}", *command],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "runs").rglob("last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    while time.monotonic() < deadline:  # a checkpoint is renamed into place whole: always readable
+        (checkpoint,) = list((tmp_path / "runs").rglob("last.ckpt")) or [None]
+        if checkpoint is not None and steps_in(checkpoint) >= steps:
+            break
+    process.send_signal(stop)
+    errors = process.communicate()[1]
+    assert process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 130), errors
     directory = only_run(tmp_path)
+    assert directory.name == reference.name
     assert not (directory / "result.json").exists()
+    assert steps <= steps_in(directory / "last.ckpt") < 24
 
     resumed = train(*command)
     assert resumed.returncode == 0, resumed.stderr
-    assert "continuing after epoch" in resumed.stdout
-    (reference,) = (tmp_path / "straight/cityscapes").iterdir()
-    assert reference.name == directory.name
+    assert "continuing after step" in resumed.stdout
     assert without_time(epochs(directory)) == without_time(epochs(reference))
     ours, theirs = (torch.load(d / "last.ckpt")["state_dict"] for d in (directory, reference))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -5,7 +5,6 @@ worker that loads it: a continued run, or one on more devices with the same tota
 same images.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,6 +18,7 @@ from torchvision import tv_tensors
 from tasks.data import Dataset, Datasets
 from tasks.data.transforms import make_transform
 from tasks.errors import InputError
+from tasks.run import stable_seed
 
 Sample = dict[str, torch.Tensor | str]
 
@@ -63,12 +63,6 @@ def to_tv_tensors(sample: dict[str, np.ndarray | str | int]) -> dict:
     return tensors
 
 
-def stable_seed(*parts: int | str) -> int:
-    """63 bits that follow from the parts, the same in every process and on every platform."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
 class TrainBatches:
     """Batches of (epoch, index) for one process: the epoch's permutation, cut into total batches.
 
@@ -80,6 +74,11 @@ class TrainBatches:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._continued = (0, 0)
+
+    def continue_at(self, epoch: int, batch: int) -> None:
+        """Begins with a batch of an epoch; the epochs after it are whole."""
+        self.epoch, self._continued = epoch, (epoch, batch)
 
     @property
     def sampler(self) -> "TrainBatches":
@@ -94,7 +93,8 @@ class TrainBatches:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(stable_seed(self.seed, "order", self.epoch))
         order = torch.randperm(self.size, generator=generator).tolist()
-        for batch in range(len(self)):
+        epoch, first = self._continued
+        for batch in range(first if epoch == self.epoch else 0, len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
 
@@ -154,17 +154,29 @@ class DataModule(pl.LightningDataModule):
             return {}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def train_dataloader(self) -> DataLoader:
-        dataset = self.datasets.train
-        batches = TrainBatches(
-            len(dataset), self.cfg.data.batch_size, self.cfg.seed, **self._ranks()
-        )
+    def train_batches(self) -> TrainBatches:
+        """The training batches of this process.
+
+        Raises:
+            InputError: there are fewer samples than in one batch.
+        """
+        size = len(self.datasets.train)
+        batches = TrainBatches(size, self.cfg.data.batch_size, self.cfg.seed, **self._ranks())
         if len(batches) == 0:
             raise InputError(
-                f"the training split has {len(dataset)} samples, less than a total batch of "
+                f"the training split has {size} samples, less than a total batch of "
                 f"{batches.batch_size * batches.world_size}: lower data.batch_size"
             )
-        return self._loader(dataset, batches, training=True)
+        return batches
+
+    def train_dataloader(self) -> DataLoader:
+        batches = self.train_batches()
+        if self.trainer is not None:
+            # Said here, since a loading process reads ahead before Lightning tells the epoch.
+            loop = self.trainer.fit_loop
+            done = loop.epoch_loop.batch_progress.current.processed
+            batches.continue_at(loop.epoch_progress.current.processed, done % len(batches))
+        return self._loader(self.datasets.train, batches, training=True)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader(self.datasets.eval)
