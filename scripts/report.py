@@ -7,6 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from omegaconf.errors import OmegaConfBaseException
+
 from tasks.errors import InputError
 from tasks.figures import FinishedRun, finished_runs, learning_curves, side_by_side
 
@@ -40,8 +42,11 @@ def report(runs: list[FinishedRun], folder: Path) -> None:
     learning_curves(runs).savefig(written["learning curves"], dpi=120)
     pair = [newest(runs, name) for name in ("gn", "lcn")]
     if None not in pair and runs[0].cfg.task.kind == "segmentation":
-        written["predictions"] = folder / "predictions.png"
-        side_by_side(*pair).savefig(written["predictions"], dpi=120)
+        try:
+            side_by_side(*pair).savefig(folder / "predictions.png", dpi=120)
+            written["predictions"] = folder / "predictions.png"
+        except OmegaConfBaseException:  # a key that an older version did not write
+            print(f"no predictions: {pair[0].directory} is of another version of this code")
     print()
     for what, path in written.items():
         print(f"{what + ':':17} {path}")
