@@ -89,7 +89,7 @@ def paper_row(cfg: DictConfig) -> dict | None:
     found = {
         path.stem: experiment["paper"]
         for path in sorted((CONFIGS / "experiment").glob("*.yaml"))
-        if (experiment := _read_experiment(path))["identity"] == wanted
+        if (experiment := read_experiment(path))["identity"] == wanted
     }
     if not found:
         return None
@@ -100,7 +100,8 @@ def paper_row(cfg: DictConfig) -> dict | None:
     return published_row(place["table"], place["row"])
 
 
-def _read_experiment(path: Path) -> dict:
+def read_experiment(path: Path) -> dict:
+    """An experiment file's ``identity`` (task, model, canonical norm) and ``paper`` row."""
     raw = OmegaConf.to_container(OmegaConf.load(path))
     chosen = {
         key.removeprefix("override /"): option

@@ -39,9 +39,9 @@ class Run:
     """
 
     def __init__(self, cfg: DictConfig, dataset: str, world_size: int):
-        self.cfg = cfg
+        self.cfg, self.dataset = cfg, dataset
         self.total_batch = cfg.data.batch_size * world_size
-        identity = json.dumps(_identity(cfg, dataset, self.total_batch), sort_keys=True)
+        identity = json.dumps(run_identity(cfg, dataset, self.total_batch), sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         norm = norm_label(cfg.norm)
         name = f"{cfg.task.model.name}-{norm}-{cfg.data.name}-seed{cfg.seed}-{digest}"
@@ -137,7 +137,8 @@ REACHES_THE_RUN_OTHERWISE = (
 )  # fmt: skip
 
 
-def _identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
+def run_identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
+    """What decides a run's result, and therefore names its directory."""
     task = OmegaConf.to_container(cfg.task, resolve=True)
     task["optimizer"]["lr"] = learning_rate(cfg, total_batch)
     for key in REACHES_THE_RUN_OTHERWISE:

@@ -21,8 +21,8 @@ from yaml import YAMLError
 
 from tasks.cli import CONFIGS, ROOT, compose, options
 from tasks.errors import InputError
-from tasks.paper import PRIMARY, _read_experiment, canonical_norm, published_row
-from tasks.run import _identity, norm_label, write_atomically
+from tasks.paper import PRIMARY, canonical_norm, published_row, read_experiment
+from tasks.run import norm_label, run_identity, write_atomically
 
 SCALES = {"mini": "On the miniature", "full": "At full scale"}
 TITLES = {
@@ -84,7 +84,7 @@ def published_rows() -> dict[str, Row]:
     """Every published row by the name of its experiment, in the paper's order."""
     experiments = {}
     for name in options("experiment"):
-        experiment = _read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
+        experiment = read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
         published = published_row(**experiment["paper"])
         row = Row(name, *experiment["identity"], published)
         experiments[tuple(published.items())] = row
@@ -263,7 +263,7 @@ def _settings(cfg: DictConfig, total_batch: int) -> dict[str, object]:
             else:
                 settings[prefix + key] = value
 
-    flatten(_identity(cfg, dataset="", total_batch=total_batch), "")
+    flatten(run_identity(cfg, dataset="", total_batch=total_batch), "")
     # The weights' files need not be on this machine: whether there were any is told by their names.
     for name in ("checkpoint", "task.backbone_checkpoint", "task.model.pretrained"):
         if name in settings:

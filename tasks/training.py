@@ -262,6 +262,7 @@ def make_result(
         "model": cfg.task.model.name,
         "norm": norm,
         "data": cfg.data.name,
+        "dataset": run.dataset,
         "seed": cfg.seed,
         "metrics": {name: outcome.scores[name] for name in names if name in outcome.scores},
         "best": history.best,
