@@ -63,8 +63,9 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
     callbacks = [
         history,
         Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes),
-        ProgressLine(PRIMARY[cfg.task.name]),
     ]
+    if cfg.trainer.progress_bar:
+        callbacks.append(ProgressLine(PRIMARY[cfg.task.name]))
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
