@@ -1,10 +1,13 @@
 """What a run writes and shows while it trains: metrics, checkpoints, one progress line."""
 
+import contextlib
 import csv
 import io
 import logging
 import math
 import os
+import re
+import resource
 import signal
 import statistics
 import sys
@@ -30,27 +33,37 @@ class History(pl.Callback):
     Args:
         path: of the file.
         primary: the metric by which epochs are compared; less is better if it ends in ``_err``.
+        total_batch: samples in a step, over all processes.
 
     Attributes:
-        rows: one dict per epoch: epoch (from 1), step, lr, loss, seconds, and, for epochs that were
-            evaluated, val_loss if the task has one and the metrics in percent.
+        rows: one dict per epoch: epoch (from 1), step, lr, loss, seconds of the run so far,
+            samples_per_second in training (reading included, evaluation not), memory_mib (the
+            largest so far, see `peak_memory`), and, for epochs that were evaluated, val_loss if the
+            task has one and the metrics in percent.
     """
 
-    def __init__(self, path: Path, primary: str):
-        self.path, self.primary = path, primary
+    def __init__(self, path: Path, primary: str, total_batch: int):
+        self.path, self.primary, self.total_batch = path, primary, total_batch
         self.rows: list[dict[str, float]] = []
         self._seconds_before = 0.0
         self._loss_sum: torch.Tensor | float = 0.0
         self._batches = 0
+        self._training_seconds = 0.0
 
     def state_dict(self) -> dict:
-        losses = {"loss_sum": float(self._loss_sum), "batches": self._batches}
-        return {"rows": self.rows, "seconds": self.seconds, **losses}
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "loss_sum": float(self._loss_sum),
+            "batches": self._batches,
+            "training_seconds": self._training_seconds,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.rows = state["rows"]
         self._seconds_before = state["seconds"]
         self._loss_sum, self._batches = state["loss_sum"], state["batches"]
+        self._training_seconds = state["training_seconds"]
 
     @property
     def seconds(self) -> float:
@@ -76,20 +89,43 @@ class History(pl.Callback):
         last = [row for row in self.rows[-epochs:] if self.primary in row]
         return {name: statistics.median(row[name] for row in last) for name in names}
 
+    @property
+    def cost(self) -> dict[str, float]:
+        """Samples per second, the median over the epochs, and the largest memory in MiB."""
+        return {
+            "samples_per_second": statistics.median(row["samples_per_second"] for row in self.rows),
+            "memory_mib": max(row["memory_mib"] for row in self.rows),
+        }
+
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._started = time.monotonic()
+        reset_peak_memory(trainer.strategy.root_device)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._clock = time.monotonic()  # an epoch that is continued in its middle does not start
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         module.scores = {}
+        self._clock = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._clock = time.monotonic()
+        if trainer.state.fn == "validate":  # the last epoch, evaluated after training
+            self._add_scores(trainer, module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         # Kept here, not by Lightning: an epoch that is continued in its middle has one mean.
         self._loss_sum = self._loss_sum + trainer.callback_metrics["loss"].double()
         self._batches += 1
+        if trainer.is_last_batch:
+            self._loss_sum = float(self._loss_sum)  # waits for the device before the time is taken
+        self._training_seconds += time.monotonic() - self._clock
+        self._clock = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        loss = float(self._loss_sum) / self._batches
-        self._loss_sum, self._batches = 0.0, 0
+        loss = self._loss_sum / self._batches
+        speed = self._batches * self.total_batch / self._training_seconds
+        self._loss_sum, self._batches, self._training_seconds = 0.0, 0, 0.0
         self.rows.append(
             {
                 "epoch": trainer.current_epoch + 1,
@@ -97,13 +133,11 @@ class History(pl.Callback):
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
                 "loss": loss,
                 "seconds": round(self.seconds, 2),
+                "samples_per_second": round(speed, 3),
+                "memory_mib": round(peak_memory(trainer.strategy.root_device)),
             }
         )
         self._add_scores(trainer, module)
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.state.fn == "validate":  # the last epoch, evaluated after training
-            self._add_scores(trainer, module)
 
     def _add_scores(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if module.scores:
@@ -120,6 +154,27 @@ class History(pl.Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomically(self.path, text.getvalue())
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Lets `peak_memory` begin anew, where the system can: a process may train several runs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> float:
+    """The largest memory in use so far in MiB: of a GPU's tensors; on the CPU, of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
+    except (OSError, TypeError):  # not Linux
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 class Checkpoints(pl.Callback):

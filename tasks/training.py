@@ -58,7 +58,7 @@ def make_module(cfg: DictConfig, model: nn.Module, eval_set: Dataset) -> TaskMod
 def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trainer, History]:
     """Lightning's trainer for a run, and the history that it fills."""
     quiet_lightning()
-    history = History(run.directory / "metrics.csv", PRIMARY[cfg.task.name])
+    history = History(run.directory / "metrics.csv", PRIMARY[cfg.task.name], run.total_batch)
     loggers = make_loggers(cfg, run)
     callbacks = [
         history,
@@ -275,6 +275,7 @@ def make_result(
         "steps": trainer.global_step,
         "total_batch": run.total_batch,
         "wall_seconds": round(history.seconds, 1),
+        **history.cost,
         "device": device_name(trainer),
         "world_size": trainer.world_size,
         "versions": versions(),

@@ -29,8 +29,9 @@ def epochs(directory: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def without_time(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+def without_cost(rows: list[dict]) -> list[dict]:
+    cost = ("seconds", "samples_per_second", "memory_mib")
+    return [{key: value for key, value in row.items() if key not in cost} for row in rows]
 
 
 def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cityscapes, tmp_path):
@@ -60,6 +61,8 @@ def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cit
     assert all(0 <= value <= 100 for value in result["metrics"].values())
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert str(tiny_cityscapes) not in json.dumps(result)
+    assert 100 < result["memory_mib"] < 8000
+    assert 24 / result["wall_seconds"] < result["samples_per_second"] < 1000  # 24 samples seen
 
     rows = epochs(directory)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -153,7 +156,7 @@ def test_a_stopped_run_continues_to_the_same_numbers(
     resumed = train(*command)
     assert resumed.returncode == 0, resumed.stderr
     assert "continuing after step" in resumed.stdout
-    assert without_time(epochs(directory)) == without_time(epochs(reference))
+    assert without_cost(epochs(directory)) == without_cost(epochs(reference))
     ours, theirs = (torch.load(d / "last.ckpt")["state_dict"] for d in (directory, reference))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
