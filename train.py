@@ -5,15 +5,16 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from tasks import cli
+from tasks import launch
 from tasks.checks import check_config
+from tasks.cli import say
 from tasks.data import open_datasets
 from tasks.run import Run
 
 
 @hydra.main(str(Path(__file__).parent / "configs"), "train", version_base="1.3")
-@cli.one_run
-def train(cfg: DictConfig) -> None:
+@launch.one_run
+def train(cfg: DictConfig) -> Run | None:
     check_config(cfg)
     datasets = open_datasets(cfg)
 
@@ -32,13 +33,13 @@ def train(cfg: DictConfig) -> None:
     data = DataModule(cfg, datasets)
     if cfg.mode == "test":
         training.evaluate(cfg, module, data)
-        return
+        return None
 
     with Run(cfg, datasets.identity, training.world_size(cfg.trainer)) as run:
         if run.result is not None:
-            cli.say(f"finished already: {run.directory / 'result.json'}")
+            say(f"finished already: {run.directory / 'result.json'}")
             training.print_row(run.result)
-            return
+            return run
         trainer, history = training.make_trainer(cfg, run, datasets)
         training.describe(cfg, run, model, datasets)
         trainer.fit(module, data, ckpt_path=training.checkpoint_to_continue(run, model))
@@ -46,8 +47,9 @@ def train(cfg: DictConfig) -> None:
         if trainer.is_global_zero:
             run.write_result(training.make_result(cfg, run, trainer, outcome, history))
             training.print_row(run.result)
-            cli.say(f"\nresult, metrics, log, checkpoint: {run.directory}")
+            say(f"\nresult, metrics, log, checkpoint: {run.directory}")
+        return run
 
 
 if __name__ == "__main__":
-    cli.main(train)
+    launch.main(train)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .layers import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from .sync_batch_norm import SyncBatchNorm
 from .window import window_pair
 
 NormFactory = Callable[[int], nn.Module]
@@ -63,7 +64,7 @@ def factory_from_options(options: Mapping[str, Any]) -> NormFactory:
     name = options["name"]
     eps = options.get("eps", 1e-5)
     if name in ("bn", "sync_bn"):
-        layer = nn.BatchNorm2d if name == "bn" else nn.SyncBatchNorm
+        layer = nn.BatchNorm2d if name == "bn" else SyncBatchNorm
         momentum = options.get("momentum", 0.1)
         return lambda num_channels: layer(num_channels, eps=eps, momentum=momentum)
     if name in _LCN_LAYERS:

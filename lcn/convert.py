@@ -17,6 +17,7 @@ from .norm_layers import (
     norm_kind,
     num_channels,
 )
+from .sync_batch_norm import SyncBatchNorm
 from .window import WHOLE_MAP, window_pair
 
 _HOOKS = (
@@ -183,7 +184,7 @@ def _stays(layer: nn.Module, name: str) -> bool:
 
 def _batch_norm_copy(layer: nn.Module, options: Mapping[str, Any] | None) -> nn.Module | None:
     """A batch norm of the other class with the same statistics, if this is what is asked for."""
-    classes = {"bn": nn.BatchNorm2d, "sync_bn": nn.SyncBatchNorm}
+    classes = {"bn": nn.BatchNorm2d, "sync_bn": SyncBatchNorm}
     if options is None or options["name"] not in classes:
         return None
     if norm_kind(layer) not in ("bn", "sync_bn", "frozen_bn"):

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import resource
 import signal
 import statistics
 import sys
@@ -173,6 +172,8 @@ def peak_memory(device: torch.device) -> float:
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
     except (OSError, TypeError):  # not Linux
+        import resource
+
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -180,31 +181,47 @@ def peak_memory(device: torch.device) -> float:
 class Checkpoints(pl.Callback):
     """Keeps ``last.ckpt``: after every epoch, every few minutes, and when the run is asked to stop.
 
-    SIGTERM and Ctrl-C stop a training after the batch in work; a second one, or one during an
-    evaluation, at once, and then the last checkpoint is the one to continue from.
+    A signal to stop is answered after the batch in work: the checkpoint is written, then the signal
+    does what it did before. SIGTERM and Ctrl-C stop the training. Under submitit its own handlers
+    follow, of SIGUSR2, which requeues the job, too. The same signal again, or one during an
+    evaluation, acts at once, and then the last checkpoint is the one to continue from.
 
     Args:
         path: of the checkpoint.
         minutes: at most so long between two checkpoints, however long an epoch is.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
     EVERY = 10  # batches after which several processes ask each other whether to save or stop
+    SAVE, NOTHING = 1000, 1001  # requests beside signals, of which the least goes first
 
     def __init__(self, path: Path, minutes: float):
         self.path, self.minutes = path, minutes
-        self._asked_to_stop = False
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._request = self.NOTHING  # or the number of the signal that asked to stop
+        self._before: dict[int, Any] = {}  # handlers
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            if callable(signal.getsignal(signal.SIGUSR2)):
+                numbers.append(signal.SIGUSR2)
+            self._before = {number: signal.getsignal(number) for number in numbers}
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        for number in self._before:  # only here, so that they take the place of Lightning's
+            signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self._asked_to_stop:
+        if number == self._request:
+            self._obey(number)
+        self._request = min(self._request, number)
+
+    def _obey(self, number: int) -> None:
+        """Does what a signal did before this callback. Most handlers do not return."""
+        handler = self._before.get(number)
+        if not callable(handler):
             raise KeyboardInterrupt
-        self._asked_to_stop = True
+        handler(number, None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, output: Any, batch: Any, index: int
@@ -214,28 +231,31 @@ class Checkpoints(pl.Callback):
         if trainer.world_size > 1 and index % self.EVERY:
             return
         due = time.monotonic() - self._saved > 60 * self.minutes
-        if self._any_process(trainer, due or self._asked_to_stop):
+        request = self._first(trainer, min(self._request, self.SAVE if due else self.NOTHING))
+        if request < self.NOTHING:
             self._save(trainer)
-            self._stop_if_asked(trainer)
+            self._stop(request)
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        if self._asked_to_stop:
-            raise KeyboardInterrupt
+        self._stop(self._request)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._save(trainer)
-        self._stop_if_asked(trainer)
+        self._stop(self._first(trainer, self._request))
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        if self._any_process(trainer, self._asked_to_stop):
-            raise KeyboardInterrupt
+    def _stop(self, request: int) -> None:
+        if request < self.SAVE:
+            self._request = self.NOTHING
+            self._obey(request)
 
-    def _any_process(self, trainer: pl.Trainer, decision: bool) -> bool:
-        return trainer.strategy.reduce_boolean_decision(decision, all=False)
+    def _first(self, trainer: pl.Trainer, request: int) -> int:
+        """Of the requests of all processes, so that they stop together."""
+        tensor = torch.tensor(request, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(tensor, reduce_op="min"))
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._give_back_signals()
@@ -244,9 +264,9 @@ class Checkpoints(pl.Callback):
         self._give_back_signals()
 
     def _give_back_signals(self) -> None:
-        for number, handler in self._handlers.items():
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._handlers = {}
+        self._before = {}
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -1,23 +1,17 @@
-"""What stands between the command line and a run: messages for people, and exit codes.
+"""The command line's words: the configuration they give, and messages for people.
 
 Nothing here imports torch, so that a mistake is answered at once.
 """
 
 import contextlib
 import difflib
-import functools
-import os
 import re
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,8 +19,6 @@ from tasks.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-FINISHED, FAILED, MEND, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
-_exit_codes: list[int] = []
 
 
 def _scaled(size, scale):
@@ -44,7 +36,11 @@ OmegaConf.register_new_resolver("either", lambda holds, a, b: a if holds else b,
 
 
 class Busy(Exception):
-    """Another process works on this run."""
+    """Another process works on the run in this directory."""
+
+    def __init__(self, directory: Path):
+        super().__init__(f"another process works on {directory}; leaving it alone")
+        self.directory = directory
 
 
 def say(message: str) -> None:
@@ -52,57 +48,7 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def one_run(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Turns a mistake of the user into a message, and lets a sweep go on with its next run."""
-
-    @functools.wraps(function)
-    def wrapped(cfg: DictConfig) -> None:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # what Lightning starts other processes with
-            sys.argv[1:] = HydraConfig.get().overrides.task
-        try:
-            function(cfg)
-            code = FINISHED
-        except InputError as error:
-            say(f"error: {error}")
-            code = MEND
-        except Busy as busy:
-            say(str(busy))
-            code = BUSY
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from None
-        except Exception:  # a defect, not a mistake of the user: with its stack trace
-            traceback.print_exc()
-            code = FAILED
-        _exit_codes.append(code)
-
-    return wrapped
-
-
-def main(train: Callable[[], None]) -> None:
-    """Runs a ``hydra.main`` function and leaves with the exit code of its worst run."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing them
-    arguments = [_as_group_choice(argument) for argument in sys.argv[1:]]
-    arguments.sort(
-        key=lambda argument: argument not in ("-m", "--multirun")
-    )  # argparse wants it first
-    sys.argv[1:] = arguments
-    try:
-        train()
-    except (HydraException, OmegaConfBaseException) as error:
-        say(f"error: {explain(error, sys.argv[1:])}")
-        sys.exit(MEND)
-    except ValueError as error:
-        if not str(error).startswith("Only one of --run"):  # Hydra's flags, such as -m with --cfg
-            raise
-        say(f"error: {error}")
-        sys.exit(MEND)
-    except KeyboardInterrupt:
-        say("interrupted; the same command continues from the last checkpoint")
-        sys.exit(INTERRUPTED)
-    sys.exit(max(_exit_codes, default=FINISHED))
-
-
-def _as_group_choice(argument: str) -> str:
+def as_group_choice(argument: str) -> str:
     """``task.model=x`` as ``task/model=x`` where there is such a group."""
     key, separator, value = argument.partition("=")
     group = key.replace(".", "/")

@@ -14,6 +14,7 @@ import logging
 import os
 import subprocess
 import sys
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.cli import ROOT, Busy
+from tasks.errors import InputError
 from tasks.paper import canonical_norm, learning_rate
 
 log = logging.getLogger("train")
@@ -36,6 +38,10 @@ class Run:
         cfg: the resolved configuration.
         dataset: what identifies the data, wherever it lies.
         world_size: number of processes, one device each.
+
+    Attributes:
+        directory: where everything of the run is.
+        was_finished: whether it was when this process entered it.
     """
 
     def __init__(self, cfg: DictConfig, dataset: str, world_size: int):
@@ -58,13 +64,18 @@ class Run:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
-                raise Busy(f"another process works on {self.directory}; leaving it alone") from None
+                raise Busy(self.directory) from None
             self._start_log()
+        self.was_finished = self.result is not None
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and self._log_file is not None:  # the console is told by tasks.cli
+        if error is not None:
+            error.directory = str(self.directory)  # for a sweep's summary
+        if error is not None and self._log_file is not None:  # the console is told by tasks.launch
             why = f"stopped by {kind.__name__}: {error}"
+            if isinstance(error, Exception) and not isinstance(error, InputError):  # a defect
+                why = "".join(traceback.format_exception(error))
             self._log_file.emit(logging.makeLogRecord({"msg": why}))
         for handler in list(log.handlers):
             handler.close()

@@ -17,6 +17,7 @@ from lcn import (
     build_norm,
     convert_norm,
 )
+from lcn.sync_batch_norm import SyncBatchNorm
 
 LCN = {"name": "lcn", "c_group": 2, "window": 5}
 
@@ -25,7 +26,7 @@ LCN = {"name": "lcn", "c_group": 2, "window": 5}
     ("norm", "expected"),
     [
         ({"name": "bn", "momentum": 0.3}, nn.BatchNorm2d(8, momentum=0.3)),
-        ({"name": "sync_bn", "eps": 1e-3}, nn.SyncBatchNorm(8, eps=1e-3)),
+        ({"name": "sync_bn", "eps": 1e-3}, SyncBatchNorm(8, eps=1e-3)),
         ({"name": "gn", "groups": 4}, nn.GroupNorm(4, 8)),
         ({"name": "gn", "groups": "C"}, nn.GroupNorm(8, 8)),
         ({"name": "in"}, nn.GroupNorm(8, 8)),
@@ -204,7 +205,7 @@ def test_bn_leaves_batch_norm_alone_and_sync_bn_keeps_its_statistics():
     assert convert_norm(model, {"name": "bn"})[0] is batch_norm
     assert isinstance(model[1], nn.BatchNorm2d)
     sync = convert_norm(model, {"name": "sync_bn"})[0]
-    assert isinstance(sync, nn.SyncBatchNorm)
+    assert isinstance(sync, SyncBatchNorm)
     assert (sync.momentum, sync.eps) == (0.37, 1e-3)
     assert torch.equal(sync.running_mean, batch_norm.running_mean)
     assert sync.num_batches_tracked == 1

@@ -188,21 +188,32 @@ DDP = """
     import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
     from torch import nn
     from lcn import LocalContextNorm
+    from lcn.sync_batch_norm import SyncBatchNorm
+
+    def train(norm, data, parallel):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+        model = nn.parallel.DistributedDataParallel(model) if parallel else model
+        (model(data) * torch.linspace(-1, 1, 38)).square().mean().backward()
+        return [p.grad for p in model.parameters()], [b for b in model.buffers() if b.ndim]
 
     def work(rank, port):
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         dist.init_process_group("gloo", rank=rank, world_size=2)
-        torch.manual_seed(0)
         torch.set_num_threads(2)
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), LocalContextNorm(4, 2, 5))
-        data = torch.randn(4, 3, 40, 40)
-        parallel = nn.parallel.DistributedDataParallel(model)
-        parallel(data[2 * rank : 2 * rank + 2]).square().mean().backward()
-        gradients = [p.grad.clone() for p in model.parameters()]
-        model.zero_grad()
-        model(data).square().mean().backward()
-        for ours, whole in zip(gradients, model.parameters()):
-            torch.testing.assert_close(ours, whole.grad, atol=1e-5, rtol=1e-4)
+        data = torch.randn(4, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+        data[2:] += 1
+        part = data[2 * rank : 2 * rank + 2]
+        close = lambda ours, whole: all(
+            torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(ours, whole, strict=True)
+        )
+        lcn = [train(LocalContextNorm(4, 2, 5), *how) for how in ((part, True), (data, False))]
+        assert close(lcn[0][0], lcn[1][0]), "LCN depends on the split"
+        whole = train(nn.BatchNorm2d(4), data, False)
+        gradients, buffers = train(SyncBatchNorm(4), part, True)
+        assert close(gradients, whole[0]) and close(buffers, whole[1]), "statistics not of all"
+        gradients, buffers = train(nn.BatchNorm2d(4), part, True)
+        assert not close(gradients, whole[0]) and not close(buffers, whole[1]), "BN is split"
         dist.destroy_process_group()
 
     if __name__ == "__main__":
@@ -212,7 +223,7 @@ DDP = """
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
-def test_two_ddp_processes_get_the_gradients_of_one(tmp_path, start_method):
+def test_two_ddp_processes_get_the_gradients_of_one_but_with_bn(tmp_path, start_method):
     import socket
 
     with socket.socket() as free:

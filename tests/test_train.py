@@ -245,16 +245,6 @@ def test_second_process_leaves_a_run_alone(tmp_path):
         pass
 
 
-def test_a_sweep_goes_on_after_a_run_that_fails(train, tiny_cityscapes, tmp_path):
-    done = train(
-        "-m", "norm=gn", "norm.groups=32,16", f"data.root={tiny_cityscapes}",
-        "trainer.max_epochs=1", *SMALL,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "transition1.0.1" in done.stderr
-    assert (only_run(tmp_path) / "result.json").exists()
-
-
 def test_real_photographs_train(train, real_data, tmp_path):
     done = train(
         "norm=lcn", "norm.window=28", f"data.root={real_data / 'cityscapes'}",

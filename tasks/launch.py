@@ -1,0 +1,188 @@
+"""From the command line to runs: what each one came to, a sweep's summary, exit codes.
+
+Nothing here imports torch, so that a mistake is answered at once.
+"""
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from tasks.cli import Busy, as_group_choice, explain, say
+from tasks.errors import InputError
+from tasks.paper import PRIMARY
+from tasks.run import Run, is_first_process, write_atomically
+
+OK, FAILED, MEND, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes: finished; a defect; something to mend; another process works on it; stopped."""
+
+
+@dataclass
+class Ending:
+    """What one run of a sweep came to, as the file in the sweep's folder that tells of it.
+
+    Attributes:
+        overrides: of the configuration, as the sweep gives them to this run.
+        status: started (and not ended), finished, skipped, elsewhere (another process), failed,
+            stopped.
+        code: the exit code that it would have alone.
+        directory: of the run, if it came so far.
+        note: the primary metric of a finished run, why another is not.
+    """
+
+    overrides: list[str]
+    status: str = "started"
+    code: int = FAILED
+    directory: str | None = None
+    note: str = "ended without a word: killed, or out of memory"
+
+
+class Sweep(Callback):
+    """Notes where the endings of this process's sweep are written (a callback of Hydra's)."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        Sweep.folder = Path(config.hydra.sweep.dir)
+
+
+def one_run(function: Callable[[DictConfig], Run | None]) -> Callable[[DictConfig], float | None]:
+    """Turns a mistake of the user into a message, and lets a sweep go on with its next run.
+
+    The wrapped function returns its run, None if there is no result; the wrapper returns the
+    primary metric, which a search optimises.
+    """
+
+    @functools.wraps(function)
+    def wrapped(cfg: DictConfig) -> float | None:
+        hydra = HydraConfig.get()
+        ending = Ending(list(hydra.overrides.task))
+        file = None
+        if hydra.mode == RunMode.MULTIRUN:
+            sys.argv[1:] = ending.overrides  # what Lightning starts other processes with
+            if is_first_process():
+                file = Path(hydra.sweep.dir) / f"{hydra.job.num}.json"
+                _write(file, ending)
+        try:
+            return _end(function, cfg, ending)
+        finally:
+            _exit_codes.append(ending.code)
+            if file is not None:
+                _write(file, ending)
+
+    return wrapped
+
+
+_exit_codes: list[int] = []
+
+
+def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
+    """Calls the function and notes its end; the primary metric of a finished run."""
+    score = None
+    try:
+        run = function(cfg)
+        ending.status, ending.code, ending.note = "finished", OK, ""
+        if run is not None:
+            ending.status = "skipped" if run.was_finished else "finished"
+            ending.directory = str(run.directory)
+            metric = PRIMARY[cfg.task.name]
+            score = run.result["metrics"].get(metric) if is_first_process() else None
+            ending.note = "" if score is None else f"{metric} {score:.2f}"
+    except InputError as error:
+        say(f"error: {error}")
+        ending.status, ending.code, ending.note = "failed", MEND, str(error)
+        ending.directory = getattr(error, "directory", None)
+    except Busy as busy:
+        say(str(busy))
+        ending.status, ending.code, ending.note = "elsewhere", BUSY, "another process works on it"
+        ending.directory = str(busy.directory)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        ending.status, ending.note = "stopped", "the same command continues it"
+        ending.directory = getattr(stop, "directory", None)
+        if getattr(stop, "code", 1) != 1:  # a launcher has requeued the job and ends this process
+            raise
+        ending.code = INTERRUPTED
+        raise KeyboardInterrupt from None  # also for exit code 1, Lightning's answer to Ctrl-C
+    except Exception as error:  # a defect, not a mistake of the user: with its stack trace
+        traceback.print_exc()
+        ending.status, ending.note = "failed", f"{type(error).__name__}: {error}"
+        ending.directory = getattr(error, "directory", None)
+    return score
+
+
+def _write(file: Path, ending: Ending) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(asdict(ending)))
+
+
+def main(train: Callable[[], None]) -> None:
+    """Runs a ``hydra.main`` function and leaves with the exit code of its worst run."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing them
+    arguments = [as_group_choice(argument) for argument in sys.argv[1:]]
+    arguments.sort(
+        key=lambda argument: argument not in ("-m", "--multirun")
+    )  # argparse wants it first
+    sys.argv[1:] = arguments
+    code = _launch(train)
+    if Sweep.folder is not None:
+        code = max(code, summarize(Sweep.folder))
+    sys.exit(max([code, *_exit_codes]) if Sweep.folder is None else code)
+
+
+def _launch(train: Callable[[], None]) -> int:
+    try:
+        train()
+    except (HydraException, OmegaConfBaseException) as error:
+        say(f"error: {explain(error, sys.argv[1:])}")
+        return MEND
+    except ValueError as error:
+        if not str(error).startswith("Only one of --run"):  # Hydra's flags, such as -m with --cfg
+            raise
+        say(f"error: {error}")
+        return MEND
+    except KeyboardInterrupt:
+        say("interrupted; the same command continues from the last checkpoint")
+        return INTERRUPTED
+    except Exception as error:
+        if Sweep.folder is None:
+            raise
+        say(f"error: the launcher stopped: {type(error).__name__}: {error}")  # a job was killed
+        return FAILED
+    return OK
+
+
+def summarize(folder: Path) -> int:
+    """Prints a line per run of a sweep and returns its exit code: 0 if all runs are finished."""
+    files = sorted(folder.glob("*.json"), key=lambda file: int(file.stem))
+    endings = [Ending(**json.loads(file.read_text())) for file in files]
+    for ending in endings:  # meanwhile another sweep, or another run of this one, may have ended
+        if ending.status == "elsewhere" and (Path(ending.directory) / "result.json").exists():
+            ending.status, ending.code, ending.note = "finished", OK, "by another process"
+    common = set.intersection(*(set(ending.overrides) for ending in endings)) if endings else set()
+    names = [_name(ending.overrides, common) for ending in endings]
+    finished = sum(ending.code == OK for ending in endings)
+    say(f"\n{finished} of {len(endings)} runs that were started are finished")
+    for name, ending in zip(names, endings, strict=True):
+        log = "" if ending.directory is None else f"log: {ending.directory}/train.log"
+        where = ending.directory if ending.code == OK else log
+        note = " ".join(ending.note.split())
+        parts = (f"{ending.status:9}", f"{name:{max(map(len, names))}}", note, where)
+        say("  ".join(part for part in parts if part))
+    return max((ending.code for ending in endings), default=OK)
+
+
+def _name(overrides: list[str], common: set[str]) -> str:
+    """What tells this run from the others of its sweep."""
+    own = [override for override in overrides if override not in common]
+    return " ".join(own or overrides)
