@@ -1,16 +1,22 @@
-"""Compares finished runs: a table beside the paper's, learning curves, predictions side by side.
+"""Compares finished runs: one HTML page beside the paper's tables, and a table on the console.
 
+python scripts/report.py                             every run below runs/, into report/
 python scripts/report.py runs/cityscapes --out report
+
+Writes <out>/report.html, which needs no other file, and the pictures learning_curves.png and
+predictions.png, in a folder for each task where there are several.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from omegaconf.errors import OmegaConfBaseException
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tasks.errors import InputError
 from tasks.figures import FinishedRun, finished_runs, learning_curves, side_by_side
+from tasks.report import Section, make_sections, write_report
+from tasks.tables import gather
 
 COLUMNS = 4  # metrics that a table shows side by side
 
@@ -20,47 +26,49 @@ def main() -> None:
     parser.add_argument(
         "runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs"
     )
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where to write pictures")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write into")
     arguments = parser.parse_args()
+    page = arguments.out / "report.html"
     try:
         runs = finished_runs(arguments.runs)
-        tasks = list(dict.fromkeys(run.cfg.task.name for run in runs))
-        for task in tasks:
-            folder = arguments.out if len(tasks) == 1 else arguments.out / task
-            report([run for run in runs if run.cfg.task.name == task], folder)
+        evidence = gather(arguments.runs)
+        sections = make_sections(runs, evidence)
+        for section in sections:
+            alone = len(sections) == 1
+            show(section, arguments.out if alone else arguments.out / section.slug)
+        write_report(sections, evidence, page)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # of writing: what cannot be read is an InputError
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        sys.exit(2)
     print(f"{'runs:':17} {', '.join(str(place) for place in arguments.runs)}")
+    print(f"{'report:':17} {page}")
 
 
-def report(runs: list[FinishedRun], folder: Path) -> None:
-    """Prints the table of one task's runs and writes their pictures."""
+def show(section: Section, folder: Path) -> None:
+    """Prints the table of a section's runs and writes their pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    print_table(runs)
+    print(f"\n{section.title}")
+    print_table(section.runs)
     written = {"learning curves": folder / "learning_curves.png"}
-    learning_curves(runs).savefig(written["learning curves"], dpi=120)
-    pair = [newest(runs, name) for name in ("gn", "lcn")]
-    if None not in pair and runs[0].cfg.task.kind == "segmentation":
-        try:
-            side_by_side(*pair).savefig(folder / "predictions.png", dpi=120)
+    learning_curves(section.runs).savefig(written["learning curves"], dpi=120)
+    if section.runs[0].kind == "segmentation":
+        if isinstance(section.comparisons, str):
+            print(f"no predictions: {section.comparisons}")
+        else:
             written["predictions"] = folder / "predictions.png"
-        except OmegaConfBaseException:  # a key that an older version did not write
-            print(f"no predictions: {pair[0].directory} is of another version of this code")
+            side_by_side(section.comparisons).savefig(written["predictions"], dpi=120)
     print()
     for what, path in written.items():
         print(f"{what + ':':17} {path}")
 
 
-def newest(runs: list[FinishedRun], norm: str) -> FinishedRun | None:
-    return next((run for run in reversed(runs) if run.cfg.norm.name == norm), None)
-
-
 def print_table(runs: list[FinishedRun]) -> None:
     """A line per run and metric group: ours, and the published row where there is one."""
     names = list(dict.fromkeys(name for run in runs for name in run.result["metrics"]))
-    data = {run.cfg.data.name for run in runs}
-    ours = "miniature" if data == {"mini"} else "/".join(sorted(data))
+    ours = "miniature" if runs[0].result["data"] == "mini" else runs[0].result["data"]
     for start in range(0, len(names), COLUMNS):
         part = names[start : start + COLUMNS]
         column = 2 + max(9, *map(len, part))
@@ -69,7 +77,7 @@ def print_table(runs: list[FinishedRun]) -> None:
         header = "".join(f"{name:>{column}}" for name in part)
         print(f"{'model':22}{'norm':10}{header}   {header}")
         for run in runs:
-            rows = (run.result["metrics"], run.result["paper"] or {})
+            rows = (run.result["metrics"], run.result.get("paper") or {})
             cells = ("".join(_cell(row.get(name), column) for name in part) for row in rows)
             print(f"{run.result['model']:22}{run.label:10}{'   '.join(cells)}")
 

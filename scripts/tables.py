@@ -27,6 +27,12 @@ def main() -> None:
         evidence = gather(arguments.runs)
         for line in evidence.left_out:
             print(f"left out: {line}")
+        if evidence.is_empty:
+            places = ", ".join(map(str, arguments.runs))
+            raise InputError(
+                f"no finished run of a published row below {places}; "
+                "python train.py experiment=table1_w18_lcn data=mini makes one"
+            )
         written = write_tables(evidence, arguments.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
