@@ -122,7 +122,7 @@ class History(pl.Callback):
         self._clock = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        loss = self._loss_sum / self._batches
+        loss = float(self._loss_sum) / self._batches
         speed = self._batches * self.total_batch / self._training_seconds
         self._loss_sum, self._batches, self._training_seconds = 0.0, 0, 0.0
         self.rows.append(

@@ -1,9 +1,11 @@
 """Real samples of every task train and are evaluated by train.py, end to end on the CPU."""
 
+import csv
 import json
 import zipfile
 
 import pytest
+import torch
 from conftest import ROOT
 
 SMALL = ["trainer=cpu", "data.workers=0", "norm=lcn", "norm.c_group=4", "norm.window=15"]
@@ -36,21 +38,37 @@ METRICS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_real_samples_train(train, real_data, tmp_path, task):
+def test_real_samples_train_on_one_process_and_alike_on_two(train, real_data, tmp_path, task):
     command = [f"task={task}", f"data.root={real_data / task}", *SMALL, *TASKS[task]]
     done = train(*command)
     assert done.returncode == 0, done.stderr
     (result_file,) = (tmp_path / "runs").rglob("result.json")
     result = json.loads(result_file.read_text())
     assert result["status"] == "finished"
+    with result_file.with_name("metrics.csv").open() as file:
+        assert all(float(row["loss"]) > 0 for row in csv.DictReader(file))
     assert result["steps"] == 2 * result["epochs"]
     assert set(result["metrics"]) == METRICS[task]
     assert all(0 <= value <= 100 for value in result["metrics"].values())
     assert result["paper"] is None
     assert "norm layers in training" in done.stdout
-    again = train(*command)
-    assert again.returncode == 0
-    assert "finished already" in again.stderr
+
+    (batch,) = (int(option.partition("=")[2]) for option in command if ".batch_size=" in option)
+    halves = [f"data.batch_size={batch // 2}", f"runs={tmp_path / 'two'}"]
+    done = train(*command, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *halves)
+    assert done.returncode == 0, done.stderr
+    (other_file,) = (tmp_path / "two").rglob("result.json")
+    assert other_file.parent.name == result_file.parent.name
+    other = json.loads(other_file.read_text())
+    assert other["world_size"] == 2
+    assert other["metrics"] == pytest.approx(result["metrics"], abs=0.05)
+    if task != "coco":  # whose sampled proposals each process draws for itself
+        ours, theirs = (
+            torch.load(file.with_name("last.ckpt"))["state_dict"]
+            for file in (result_file, other_file)
+        )
+        for key, value in ours.items():  # Adam's first steps enlarge differences of rounding
+            assert (theirs[key] - value).abs().max() <= 0.01 * value.abs().max(), key
 
 
 def test_unlabelled_test_tiles_end_in_a_submission(train, real_data, tmp_path):
