@@ -28,7 +28,7 @@ demo: $(READY)
 	$(BIN)/python scripts/report.py demo/runs --out demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

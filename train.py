@@ -23,6 +23,7 @@ def train(cfg: DictConfig) -> Run | None:
 
     from tasks import training
     from tasks.data.loading import DataModule
+    from tasks.loggers import finish_loggers
     from tasks.models import build_model, load_weights, scaled_norm
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -48,6 +49,7 @@ def train(cfg: DictConfig) -> Run | None:
             run.write_result(training.make_result(cfg, run, trainer, outcome, history))
             training.print_row(run.result)
             say(f"\nresult, metrics, log, checkpoint: {run.directory}")
+        finish_loggers(trainer, outcome.scores | history.cost)
         return run
 
 

@@ -25,6 +25,7 @@ class TaskModule(pl.LightningModule):
         scores: metrics of the last evaluation in percent, empty before the first.
         breakdown: the same by class, by name: ``{"class_iou": {"road": 97.1, ...}}``, None where a
             value is not defined.
+        is_test: whether what is being evaluated is a test split.
     """
 
     def __init__(self, model: nn.Module, cfg: DictConfig, norm: dict):
@@ -32,6 +33,7 @@ class TaskModule(pl.LightningModule):
         self.model, self.cfg, self.task, self.norm = model, cfg, cfg.task, norm
         self.scores: dict[str, float] = {}
         self.breakdown: dict[str, dict[str, float | None]] = {}
+        self.is_test = False
 
     def finite(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss, unless it is NaN or infinite.
@@ -65,6 +67,12 @@ class TaskModule(pl.LightningModule):
         # continued run draws the same.
         torch.manual_seed(stable_seed(self.cfg.seed, "step", self.global_step, self.global_rank))
 
+    def on_test_start(self) -> None:
+        self.is_test = True
+
+    def on_test_end(self) -> None:
+        self.is_test = False
+
     def test_step(self, batch: object, batch_index: int) -> None:
         self.validation_step(batch, batch_index)
 
@@ -72,8 +80,9 @@ class TaskModule(pl.LightningModule):
         self.on_validation_epoch_end()
 
     def log_scores(self) -> None:
-        """Hands `scores` to the loggers."""
-        self.log_dict({name: torch.tensor(value) for name, value in self.scores.items()})
+        """Hands `scores` to the loggers, those of a test split as ``test_<name>``."""
+        prefix = "test_" if self.is_test else ""
+        self.log_dict({prefix + name: torch.tensor(value) for name, value in self.scores.items()})
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["norm"] = self.norm

@@ -34,7 +34,8 @@ def make_optimizer(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = OPTIMIZERS[name](trained, **settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(cfg.task.schedule, steps))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    schedule = {"scheduler": scheduler, "interval": "step", "name": "lr"}  # the loggers' name
+    return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 def _factor(schedule: DictConfig, steps: int) -> Callable[[int], float]:

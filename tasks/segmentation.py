@@ -89,7 +89,8 @@ class Segmentation(TaskModule):
     def validation_step(self, batch: dict, batch_index: int) -> None:
         logits, labels = self(batch["image"]), batch["label"]
         loss = self.loss(logits, labels)
-        self.log("val_loss", loss, sync_dist=True, batch_size=len(labels))
+        name = "test_loss" if self.is_test else "val_loss"
+        self.log(name, loss, sync_dist=True, batch_size=len(labels))
         group = batch.get("group", torch.zeros(len(labels), dtype=torch.int64))
         self.confusion.update(self.decide(logits), labels, group)
 

@@ -13,13 +13,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
 from lcn import audit
 from tasks.callbacks import AtomicCheckpoints, Checkpoints, History, ProgressLine
 from tasks.data import Dataset, Datasets, is_labelled
 from tasks.data.loading import DataModule
+from tasks.loggers import Dashboard, make_loggers
 from tasks.models import load_weights, scaled_norm
 from tasks.module import TaskModule
 from tasks.paper import METRICS, PRIMARY, learning_rate, paper_row, protocol_batch
@@ -60,14 +60,12 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
     quiet_lightning()
     history = History(run.directory / "metrics.csv", PRIMARY[cfg.task.name], run.total_batch)
     loggers = make_loggers(cfg, run)
-    callbacks = [
-        history,
-        Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes),
-    ]
+    callbacks = [history]
+    if loggers:
+        callbacks += [Dashboard(cfg, run, history, datasets.eval), LearningRateMonitor("step")]
+    callbacks.append(Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes))
     if cfg.trainer.progress_bar:
         callbacks.append(ProgressLine(PRIMARY[cfg.task.name]))
-    if loggers:
-        callbacks.append(LearningRateMonitor("step"))
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     trainer = pl.Trainer(
         accelerator=settings["accelerator"],
@@ -84,6 +82,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
         limit_val_batches=None if is_labelled(datasets.eval) else 0,
         callbacks=callbacks,
         logger=loggers,
+        log_every_n_steps=(cfg.get("logger") or {}).get("every_n_steps"),
         plugins=[AtomicCheckpoints()],
         default_root_dir=run.directory,
         enable_model_summary=False,
@@ -106,25 +105,6 @@ def quiet_lightning() -> None:
         ".*custom batch sampler .EvalBatches. for prediction.*",
     ):
         warnings.filterwarnings("ignore", text)
-
-
-def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
-    """The loggers asked for; a run's own files are written in any case."""
-    if cfg.logger.name == "tensorboard":
-        return [TensorBoardLogger(run.directory, name="", version="tensorboard")]
-    if cfg.logger.name == "wandb":
-        return [
-            WandbLogger(
-                project=cfg.logger.project,
-                offline=cfg.logger.offline,
-                name=run.directory.name,
-                save_dir=run.directory,
-                group=cfg.task.name,
-                job_type=cfg.norm.name,
-                config=OmegaConf.to_container(cfg, resolve=True),
-            )
-        ]
-    return []
 
 
 def describe(cfg: DictConfig, run: Run, model: nn.Module, datasets: Datasets) -> None:

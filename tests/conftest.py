@@ -1,6 +1,10 @@
 """Shared by the tests: tiny data in Cityscapes' format, real samples, train.py as a process."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from pathlib import Path
