@@ -135,7 +135,7 @@ def main(train: Callable[[], None]) -> None:
     )  # argparse wants it first
     sys.argv[1:] = arguments
     code = _launch(train)
-    if Sweep.folder is not None:
+    if Sweep.folder is not None and code != MEND:  # for which Hydra checks a sweep as a whole
         code = max(code, summarize(Sweep.folder))
     sys.exit(max([code, *_exit_codes]) if Sweep.folder is None else code)
 
@@ -166,10 +166,13 @@ def summarize(folder: Path) -> int:
     """Prints a line per run of a sweep and returns its exit code: 0 if all runs are finished."""
     files = sorted(folder.glob("*.json"), key=lambda file: int(file.stem))
     endings = [Ending(**json.loads(file.read_text())) for file in files]
+    if not endings:
+        say("error: the sweep has no runs; a glob(...) that matches no option gives none")
+        return MEND
     for ending in endings:  # meanwhile another sweep, or another run of this one, may have ended
         if ending.status == "elsewhere" and (Path(ending.directory) / "result.json").exists():
             ending.status, ending.code, ending.note = "finished", OK, "by another process"
-    common = set.intersection(*(set(ending.overrides) for ending in endings)) if endings else set()
+    common = set.intersection(*(set(ending.overrides) for ending in endings))
     names = [_name(ending.overrides, common) for ending in endings]
     finished = sum(ending.code == OK for ending in endings)
     say(f"\n{finished} of {len(endings)} runs that were started are finished")
@@ -179,7 +182,7 @@ def summarize(folder: Path) -> int:
         note = " ".join(ending.note.split())
         parts = (f"{ending.status:9}", f"{name:{max(map(len, names))}}", note, where)
         say("  ".join(part for part in parts if part))
-    return max((ending.code for ending in endings), default=OK)
+    return max(ending.code for ending in endings)
 
 
 def _name(overrides: list[str], common: set[str]) -> str:

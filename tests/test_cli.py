@@ -43,6 +43,12 @@ def test_a_group_count_that_is_not_positive_is_named(train):
     assert "norm.groups=-2: must be a whole number of at least 1, or C" in done.stderr
 
 
+def test_a_sweep_over_nothing_is_a_mistake(train):
+    done = train("-m", "experiment=glob(table9_*)", "data=mini")
+    assert done.returncode == 2
+    assert "the sweep has no runs" in done.stderr
+
+
 def test_help_shows_groups_and_common_commands(train):
     done = train("--help")
     assert done.returncode == 0
