@@ -492,9 +492,16 @@ def _chart(title: str, figure: object, note: str = "") -> Chart:
 
 
 def curve_charts(section: Section) -> list[Chart]:
-    """Learning curves, for each of the paper's tables and each network apart."""
-    charts = []
+    """Learning curves, for each of the paper's tables and each network apart.
+
+    A table all of whose runs are also in an earlier one has no charts of its own.
+    """
+    charts: list[Chart] = []
+    shown: set[tuple[FinishedRun, ...]] = set()
     for table, series in _series_by_table(section).items():
+        if all(s.runs in shown for s in series):
+            continue
+        shown |= {s.runs for s in series}
         where = f"Learning curves, Table {table}" if table else "Learning curves"
         models = list(dict.fromkeys(s.model for s in series))
         for model in models:
