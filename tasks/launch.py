@@ -179,7 +179,7 @@ def summarize(folder: Path) -> int:
     for name, ending in zip(names, endings, strict=True):
         log = "" if ending.directory is None else f"log: {ending.directory}/train.log"
         where = ending.directory if ending.code == OK else log
-        note = " ".join(ending.note.split())
+        note = " / ".join(line.strip() for line in ending.note.splitlines())
         parts = (f"{ending.status:9}", f"{name:{max(map(len, names))}}", note, where)
         say("  ".join(part for part in parts if part))
     return max(ending.code for ending in endings)
