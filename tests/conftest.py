@@ -5,13 +5,17 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+
+from tasks.cli import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"
@@ -41,6 +45,16 @@ def write_cityscapes(root: Path, splits: dict[str, int], size: tuple[int, int] =
             Image.fromarray(image.astype(np.uint8)).save(image_dir / f"{stem}_leftImg8bit.png")
             Image.fromarray(label).save(label_dir / f"{stem}_gtFine_labelIds.png")
     return root
+
+
+@functools.cache
+def configuration(overrides: tuple[str, ...]) -> tuple[DictConfig, str]:
+    """A run's configuration once its dataset is open, and the text of its ``config.yaml``."""
+    cfg = compose(list(overrides))
+    if cfg.task.num_classes is None:
+        cfg.task.class_names = ["a", "b"]
+        cfg.task.num_classes = cfg.task.outputs = 2
+    return cfg, OmegaConf.to_yaml(cfg, resolve=True)
 
 
 @pytest.fixture

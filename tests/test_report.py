@@ -1,7 +1,6 @@
 """The comparison of finished runs."""
 
 import csv
-import functools
 import importlib.util
 import json
 import re
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, configuration
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tasks.cli import compose
 from tasks.errors import InputError
 from tasks.figures import Series, densest_window, finished_runs, over_seeds, shaded, styles
 from tasks.paper import METRICS, PRIMARY
@@ -27,15 +25,6 @@ from tasks.tables import gather, rows_of_table
 MINUS = "\N{MINUS SIGN}"
 HOME = "/home/someone"
 CITIES = ("bellingham", "bloomington", "innsbruck", "san_francisco", "east_tyrol", "overall")
-
-
-@functools.cache
-def configuration(overrides):
-    cfg = compose(list(overrides))
-    if cfg.task.num_classes is None:  # as opening the dataset does
-        cfg.task.class_names = ["a", "b"]
-        cfg.task.num_classes = cfg.task.outputs = 2
-    return cfg, OmegaConf.to_yaml(cfg, resolve=True)
 
 
 def write_run(folder, *overrides, score=50.0, seed=0, data="mini", **changes):

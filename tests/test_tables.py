@@ -1,7 +1,6 @@
 """Tables and claims from finished runs, on ``result.json`` files written here."""
 
 import csv
-import functools
 import json
 import math
 import os
@@ -10,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, configuration
 from omegaconf import OmegaConf
 
-from tasks.cli import compose, options
+from tasks.cli import options
 from tasks.errors import InputError
 from tasks.paper import METRICS
 from tasks.tables import (
@@ -32,15 +31,6 @@ from tasks.tables import (
     t_quantile,
     write_tables,
 )
-
-
-@functools.cache
-def configuration(overrides):
-    cfg = compose(list(overrides))
-    if cfg.task.num_classes is None:  # as opening the dataset does
-        cfg.task.class_names = ["a", "b"]
-        cfg.task.num_classes = cfg.task.outputs = 2
-    return cfg, OmegaConf.to_yaml(cfg, resolve=True)
 
 
 @pytest.fixture
