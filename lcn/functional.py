@@ -1,5 +1,6 @@
 """The functional form of the layer: checks the arguments, picks a kernel."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from . import operator
 from .kernels import reference
-from .window import RULES, window_pair
+from .window import RULES, covers_map, window_pair
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
 
@@ -49,9 +50,53 @@ def local_context_norm(
     p, q = window_pair(window)
     if backend == "reference" or _needs_plain_torch(x, backend):
         return reference.local_context_norm(x, weight, bias, channels_per_group, (p, q), eps, rule)
+    if backend == "auto" and _is_group_norm(x, channels_per_group, (p, q), rule):
+        return _group_norm(x, weight, bias, channels_per_group, eps, rule)
     return operator.local_context_norm(
         x, weight, bias, channels_per_group, p, q, float(eps), rule, backend
     )
+
+
+def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], rule: str) -> bool:
+    """Whether the window covers the map, so that PyTorch's own Group Normalization can run.
+
+    Compiled graphs keep the operator, which does not ask how large the map is.
+    """
+    n, _, h, w = x.shape
+    if torch.compiler.is_compiling() or n == 0 or channels_per_group * h * w == 1:
+        return False
+    return covers_map(rule, window, h, w)
+
+
+def _group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channels_per_group: int,
+    eps: float,
+    rule: str,
+) -> Tensor:
+    n, c, h, w = x.shape
+    if rule == "released":
+        # Its variance over m cells is the unbiased one, m / (m - 1) times that of GroupNorm.
+        share = 1 - 1 / (channels_per_group * h * w)
+        eps *= share
+        ones = torch.ones(c, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        weight = (ones if weight is None else weight) * ones * math.sqrt(share)
+    affine = {vector.dtype for vector in (weight, bias) if vector is not None}
+    values = x
+    # On a CPU PyTorch mixes low precision with float32 weights; otherwise all must be of one dtype.
+    mixed_on_cpu = x.device.type == "cpu" and x.dtype.itemsize == 2 and affine == {torch.float32}
+    if affine - {x.dtype} and not mixed_on_cpu:
+        widest = torch.float64 if torch.float64 in affine | {x.dtype} else torch.float32
+        values = x.to(widest)
+        weight = None if weight is None else weight.to(widest)
+        bias = None if bias is None else bias.to(widest)
+    memory_format = operator.memory_format_of(x)
+    values = values.contiguous(memory_format=memory_format)
+    groups = c // channels_per_group
+    y = torch.native_group_norm(values, weight, bias, n, c, h * w, groups, eps)[0]
+    return y.to(x.dtype).contiguous(memory_format=memory_format)
 
 
 def _needs_plain_torch(x: Tensor, backend: str) -> bool:

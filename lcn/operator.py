@@ -29,10 +29,11 @@ _backward_operator = torch.ops.lcn.local_context_norm_backward.default
 
 def _empty_output(x: Tensor) -> Tensor:
     """Channels-last for a channels-last input, contiguous for any other."""
-    return torch.empty_like(x, memory_format=_memory_format(x))
+    return torch.empty_like(x, memory_format=memory_format_of(x))
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Of the result for ``x``."""
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
     if is_channels_last and not x.is_contiguous():
         return torch.channels_last
@@ -53,7 +54,7 @@ def _forward(
 ) -> Tensor:
     kernel = select_kernel(x.device, backend)
     y = kernel.forward(x, weight, bias, channels_per_group, (p, q), eps, rule)
-    return y.contiguous(memory_format=_memory_format(x))
+    return y.contiguous(memory_format=memory_format_of(x))
 
 
 @torch.library.impl("lcn::local_context_norm_backward", ("CPU", "CUDA"))
@@ -71,7 +72,7 @@ def _backward(
     kernel = select_kernel(x.device, backend)
     dx, dweight, dbias = kernel.backward(grad, x, weight, channels_per_group, (p, q), eps, rule)
     dtype = x.dtype if weight is None else weight.dtype
-    return dx.contiguous(memory_format=_memory_format(x)), dweight.to(dtype), dbias.to(dtype)
+    return dx.contiguous(memory_format=memory_format_of(x)), dweight.to(dtype), dbias.to(dtype)
 
 
 @torch.library.register_fake("lcn::local_context_norm")
@@ -87,34 +88,49 @@ def _backward_fake(
     return _empty_output(x), vector, torch.empty_like(vector)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, *arguments = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.has_bias = bias is not None
-    ctx.arguments = arguments
+class _Function(torch.autograd.Function):
+    """What ``torch.library.register_autograd`` would make, in a third of its time per call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *arguments: Any
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.arguments = arguments
+        with torch._C._AutoDispatchBelowAutograd():
+            return local_context_norm(x, weight, bias, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        dx, dweight, dbias = _backward_operator(grad, x, weight, *ctx.arguments)
+        needed = zip(ctx.needs_input_grad, (dx, dweight, dbias), strict=False)
+        return *(d if needs else None for needs, d in needed), *[None] * len(ctx.arguments)
 
 
-def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weight = ctx.saved_tensors
-    dx, dweight, dbias = _backward_operator(grad, x, weight, *ctx.arguments)
-    return (
-        dx,
-        None if weight is None else dweight,
-        dbias if ctx.has_bias else None,
-        *[None] * len(ctx.arguments),
-    )
+@torch.library.impl("lcn::local_context_norm", "Autograd")
+def _with_autograd(*inputs: Any) -> Tensor:
+    result: Tensor = _Function.apply(*inputs)  # type: ignore[no-untyped-call]
+    return result
 
 
-torch.library.register_autograd(
-    "lcn::local_context_norm", _apply_backward, setup_context=_setup_context
-)
+class _BackwardFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients: tuple[Tensor, Tensor, Tensor] = _backward_operator(*inputs)
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        raise RuntimeError(
+            "this kernel of local_context_norm has no second derivative; "
+            "use backend='reference', which can be differentiated any number of times"
+        )
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "this kernel of local_context_norm has no second derivative; "
-        "use backend='reference', which can be differentiated any number of times"
-    )
-
-
-torch.library.register_autograd("lcn::local_context_norm_backward", _no_second_derivative)
+@torch.library.impl("lcn::local_context_norm_backward", "Autograd")
+def _backward_with_autograd(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if torch.is_grad_enabled():
+        return _BackwardFunction.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+    return _BackwardFunction.forward(None, *inputs)

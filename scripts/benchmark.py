@@ -12,7 +12,6 @@ import argparse
 import csv
 import math
 import multiprocessing
-import resource
 import statistics
 import subprocess
 import sys
@@ -196,13 +195,19 @@ def _peak_of(name: str, shape: tuple[int, ...], result: "multiprocessing.Queue[i
     }
     small = torch.randn(1, 4, 8, 300, requires_grad=True)  # compile and load first
     functions[name](small, torch.ones(4), torch.zeros(4)).sum().backward()
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = _status_kib("VmRSS")
     x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
     weight = torch.ones(shape[1], requires_grad=True)
     bias = torch.zeros(shape[1], requires_grad=True)
     y = functions[name](x, weight, bias)
     y.backward(grad)
-    result.put(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    result.put(1024 * (_status_kib("VmHWM") - before))
+
+
+def _status_kib(field: str) -> int:
+    """Memory of this process in KiB; unlike ``getrusage`` it knows nothing of its parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def measure_memory(options: argparse.Namespace, table: "Table") -> None:

@@ -62,6 +62,14 @@ for backend in ("gpu", "reference"):
     if backend == "gpu":
         first = y.detach(), gradient
 torch.testing.assert_close(first, (y.detach(), gradient))
+
+# What has no Triton kernel runs in plain PyTorch inside the operator, its backward too.
+for rule, window in (("tiled", 4), ("released", 99)):
+    gradients = []
+    for backend in ("gpu", "reference"):
+        y = local_context_norm(x, channels_per_group=2, window=window, rule=rule, backend=backend)
+        gradients += torch.autograd.grad(y.square().sum(), x)
+    torch.testing.assert_close(*gradients)
 print("launched", launched)
 """
 

@@ -258,23 +258,50 @@ def test_each_dtype_is_as_exact_as_its_rounding(dtype, window):
     assert (dweight - exact_dweight).abs().max() <= 1e-5 * exact_dweight.abs().max()
 
 
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("window", [(8, 12), (100, 100), "all"])
-def test_window_covering_the_map_equals_group_layer_and_instance_norm(window):
+def test_window_covering_the_map_equals_group_layer_and_instance_norm(window, backend):
     x = torch.randn(3, 6, 8, 12) * 2 + 5
     for per_group, name in ((2, "group"), (6, "layer"), (1, "instance")):
-        ours = LocalContextNorm(6, per_group, window)
+        ours = local_context_norm(x, channels_per_group=per_group, window=window, backend=backend)
         theirs = {
             "group": nn.GroupNorm(3, 6),
             "layer": nn.LayerNorm([6, 8, 12]),
             "instance": nn.InstanceNorm2d(6),
         }[name]
-        torch.testing.assert_close(ours(x), theirs(x), atol=2e-6, rtol=0)
+        torch.testing.assert_close(ours, theirs(x), atol=2e-6, rtol=0)
 
 
-def test_group_norm_gradients_in_the_global_case():
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("affine", [torch.float64, torch.float32, torch.bfloat16, None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_window_covering_the_map_in_every_mixture_of_dtypes(dtype, affine, rule):
+    """Where the window covers the map the layer is left to PyTorch's Group Normalization."""
+    x, weight, bias, grad = tensors(2, 6, 4, 5, dtype, offset=1.0)
+    x = x.contiguous(memory_format=torch.channels_last)
+    options = {"channels_per_group": 3, "window": (4, 9), "rule": rule, "eps": 1e-2}
+    vectors = [] if affine is None else [weight.to(affine), bias.to(affine)]
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in (x, *vectors)]
+    y = local_context_norm(*inputs, **options)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    gradients = torch.autograd.grad(y, inputs, grad)
+    assert [gradient.dtype for gradient in gradients] == [tensor.dtype for tensor in inputs]
+    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    ones_and_zeros = (torch.ones(6), torch.zeros(6)) if affine is None else ()
+    exact = brute_force(*exact_inputs, *ones_and_zeros, 3, (4, 9), 1e-2, rule)
+    witnesses = torch.autograd.grad(exact, exact_inputs, grad.double())
+    step = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
+    for ours, theirs in zip((y, *gradients), (exact, *witnesses), strict=True):
+        assert (ours.double() - theirs).abs().max() <= 8 * step * theirs.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_group_norm_gradients_in_the_global_case(backend):
     x, weight, bias, grad = (t.float() for t in tensors(2, 6, 9, 11, offset=3.0))
+    options = {"channels_per_group": 2, "window": "all", "backend": backend}
     ours = outputs(
-        lambda x, *affine: local_context_norm(x, *affine, channels_per_group=2, window="all"),
+        lambda x, *affine: local_context_norm(x, *affine, **options),
         x,
         weight,
         bias,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..window import covers_map
-from . import cpu_loops, threads
-from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, MAP, MAP_FROM_SUMS, MAP_SUMS, WINDOWS
+from . import cpu_loops, reference_kernel, threads
+from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, ROOM, WHOLE
 
 # As stored for Numba, and the precision to work in.
 _ELEMENTS: dict[torch.dtype, tuple[Any, Any, torch.dtype]] = {
@@ -82,50 +82,28 @@ class _Geometry:
         return cls((n, c, h, w), per_group, window, eps, rule, workers, bands)
 
     @property
-    def whole_map(self) -> bool:
-        return covers_map(self.rule, self.window, *self.shape[2:])
-
-    @property
     def groups(self) -> int:
         return self.shape[0] * (self.shape[1] // self.per_group)
 
-    def job(self, *inputs: Tensor, **addresses: int) -> "array[int]":
-        """A job as the loops read it, for ``inputs`` ``x`` and, in the backward, ``grad``."""
+    def job(
+        self, *inputs: Tensor, out: int, weight: int, bias: int = 0, partial: int = 0
+    ) -> "array[int]":
+        """A job as the loops read it, for ``inputs`` ``x`` and, in the backward, ``grad``; the
+        rest are addresses."""
         n, c, h, w = self.shape
-        if self.whole_map:
-            rows = columns = _Axis(1, 1, 1, 0)
-            if self.bands == 1 and all(h == 1 or tensor.stride(2) == w for tensor in inputs):
-                h, w = 1, h * w  # one long row: the place of a cell does not matter
-        else:
-            rows = _axis(h, self.window[0], self.rule)
-            columns = _axis(w, self.window[1], self.rule)
+        rows = _axis(h, self.window[0], self.rule)
+        columns = _axis(w, self.window[1], self.rule)
         slots = rows.count - 1 + self.bands
         if self.bands == 1:
             slots = 1 if self.rule == "tiled" else min(rows.size + 1, rows.count)
         x, grad = inputs[0], inputs[-1]
-        fields = {
-            **addresses,
-            "x_ptr": x.data_ptr(),
-            "grad_ptr": grad.data_ptr(),
-            **dict(zip(("x_n", "x_c", "x_h"), x.stride(), strict=False)),
-            **dict(zip(("grad_n", "grad_c", "grad_h"), grad.stride(), strict=False)),
-            "samples": n,
-            "channels": c,
-            "height": h,
-            "width": w,
-            "per_group": self.per_group,
-            "bands": self.bands,
-            "slots": slots,
-            "tiled": self.rule == "tiled",
-            "unbiased": self.rule == "released",
-            "row_count": rows.count,
-            "row_size": rows.size,
-            "row_step": rows.step,
-            "col_count": columns.count,
-            "col_size": columns.size,
-            "offset": rows.offset,
-        }
-        job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
+        fields = (
+            *(0, x.data_ptr(), grad.data_ptr(), out, weight, bias, partial, 0),
+            *(n, c, h, w, *x.stride()[:3], *grad.stride()[:3]),
+            *(0, self.per_group, self.bands, slots, self.rule == "tiled"),
+            *(rows.count, rows.size, rows.step, columns.count, columns.size, rows.offset, 0),
+        )
+        job = array("q", fields)  # in the order of JOB_FIELDS
         struct.pack_into("d", job, 8 * (len(job) - 1), self.eps)  # eps is the last field
         return job
 
@@ -145,27 +123,16 @@ def forward(
     rule: str,
 ) -> Tensor:
     """See :func:`lcn.functional.local_context_norm`; the result is contiguous."""
+    if _has_no_loops(x, window, rule):
+        return reference_kernel.forward(x, weight, bias, channels_per_group, window, eps, rule)
     x = _rows_contiguous(x)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not x.numel():
         return out
     geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
     weight, bias = _vector(weight, x, 1.0), _vector(bias, x, 0.0)
-    addresses = {
-        "out_ptr": out.data_ptr(),
-        "weight_ptr": weight.data_ptr(),
-        "bias_ptr": bias.data_ptr(),
-    }
-    body = _forward_body(x.dtype)
-    if not geometry.whole_map:
-        geometry.run(body, geometry.job(x, **addresses), WINDOWS)
-    elif geometry.bands == 1:
-        geometry.run(body, geometry.job(x, **addresses), MAP)
-    else:
-        sums = torch.empty(geometry.groups, geometry.bands, 2, dtype=torch.float64)
-        job = geometry.job(x, **addresses, planes_ptr=sums.data_ptr())
-        geometry.run(body, job, MAP_SUMS)
-        geometry.run(body, job, MAP_FROM_SUMS)
+    job = geometry.job(x, out=out.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr())
+    geometry.run(_forward_body(x.dtype), job, WHOLE)
     return out
 
 
@@ -179,6 +146,8 @@ def backward(
     rule: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input (contiguous), weight and bias (both float64 ``[C]``)."""
+    if _has_no_loops(x, window, rule):
+        return reference_kernel.backward(grad, x, weight, channels_per_group, window, eps, rule)
     x, grad = _rows_contiguous(x), _rows_contiguous(grad)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
@@ -193,30 +162,24 @@ def backward(
 def _run_backward(
     geometry: _Geometry, x: Tensor, grad: Tensor, out: Tensor, weight: Tensor, partial: Tensor
 ) -> None:
-    job = geometry.job(
-        x,
-        grad,
-        out_ptr=out.data_ptr(),
-        weight_ptr=weight.data_ptr(),
-        partial_ptr=partial.data_ptr(),
-    )
+    addresses = {"out": out.data_ptr(), "weight": weight.data_ptr(), "partial": partial.data_ptr()}
+    job = geometry.job(x, grad, **addresses)
     body = _backward_body(x.dtype)
-    if not geometry.whole_map and geometry.rule == "released":
+    if geometry.rule == "released":
         geometry.run(body, job, DETACHED)
     elif geometry.bands == 1:
-        geometry.run(body, job, MAP if geometry.whole_map else WINDOWS)
-    elif geometry.whole_map:
-        per_group = 2 + 2 * geometry.per_group
-        sums = torch.empty(geometry.groups, geometry.bands, per_group, dtype=torch.float64)
-        job[_PLANES] = sums.data_ptr()
-        geometry.run(body, job, MAP_SUMS)
-        geometry.run(body, job, MAP_FROM_SUMS)
+        geometry.run(body, job, WHOLE)
     else:
         slots = job[JOB_FIELDS.index("slots")]
-        planes = torch.empty(geometry.groups, slots, 3, x.shape[3], dtype=weight.dtype)
+        planes = torch.empty(geometry.groups, slots, 3, x.shape[3] + ROOM, dtype=weight.dtype)
         job[_PLANES] = planes.data_ptr()
         geometry.run(body, job, FOLD)
         geometry.run(body, job, FINISH)
+
+
+def _has_no_loops(x: Tensor, window: tuple[int, int], rule: str) -> bool:
+    """The released layer's whole-map case, where gradients go through the statistics."""
+    return rule == "released" and covers_map(rule, window, *x.shape[2:])
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
@@ -228,4 +191,6 @@ def _vector(vector: Tensor | None, x: Tensor, default: float) -> Tensor:
     dtype = _ELEMENTS[x.dtype][2]
     if vector is None:
         return torch.full((x.shape[1],), default, dtype=dtype)
+    if vector.dtype == dtype and vector.stride(0) == 1:
+        return vector
     return vector.detach().to(dtype).contiguous()

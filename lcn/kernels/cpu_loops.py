@@ -3,8 +3,8 @@ cached function only when the file it is in changes.
 
 One task is one group of one sample, or a band of its rows where there are fewer groups than
 threads.  A window moves down its group: float64 sums of each column gain the row below and lose
-the row above, a running sum along the row then gives every window by one difference, and the rows
-that use these windows are normalized while they are in cache.  No plane of statistics is written.
+the row above, then it moves along the row, and the rows that use these windows are normalized while
+they are in cache.  No plane of statistics is written.
 
 Sums are of ``x - shift``, with the first value of the group as shift, so that an offset does not
 cost digits.  The mean is kept as two numbers of the working precision, ``high + low``: near the
@@ -13,17 +13,23 @@ mean ``x - high`` is exact, and ``low`` is what an offset of 1,000 would otherwi
 Windows along one axis, ``k = 0 .. count - 1``, start at ``k * step + offset`` and have ``size``
 cells; ``step`` is 1, or ``size`` for tiles.  Output cell ``i`` uses window
 ``clamp(i - size // 2, 0, count - 1)``, or ``i // size`` for tiles.
+
+Rows are worked on ``LANES`` cells at a time, as vectors written out: loops of 4 to 64 vectors are
+too short for what a vectorizing compiler does before and after each of them.  A function whose name
+ends in ``_at`` is the body of such a loop, for the cells ``j .. j + LANES - 1``; ``cells`` is None,
+or how many of them are left at the end of the row.  Row buffers have room for whole vectors.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
+import operator
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, models, overload, register_model
 
 # What a task reads; fields that end in _ptr are addresses.
 JOB_FIELDS = (
@@ -31,18 +37,261 @@ JOB_FIELDS = (
     *("x_ptr", "grad_ptr", "out_ptr", "weight_ptr", "bias_ptr", "partial_ptr", "planes_ptr"),
     *("samples", "channels", "height", "width"),
     *("x_n", "x_c", "x_h", "grad_n", "grad_c", "grad_h"),
-    *("stage", "per_group", "bands", "slots", "tiled", "unbiased"),
+    *("stage", "per_group", "bands", "slots", "tiled"),
     *("row_count", "row_size", "row_step", "col_count", "col_size", "offset"),
     "eps",
 )
 JOB = np.dtype([(name, np.float64 if name == "eps" else np.int64) for name in JOB_FIELDS])
 
-# No "reassoc" where a difference of close numbers counts, no "nnan": a NaN must stay one.
-_EXACT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
-_SUMS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
+LANES = 8
+ROOM = 2 * LANES  # cells that a row buffer has beyond the width of the map
+
+_PLAIN: dict[str, Any] = {"error_model": "numpy"}
+_INLINE: dict[str, Any] = {**_PLAIN, "forceinline": True}
 
 
-# ---------------------------------------------------------------- element types and pointers
+# ---------------------------------------------------------------- vectors
+#
+# LANES numbers of one type: float64 (the sums) or the working precision (the rest), which is
+# float64 for float64 inputs and float32 for all others.  Stored elements are float64, float32,
+# float16 (as uint16) or bfloat16 (as int16).
+
+
+class Vector(types.Type):  # type: ignore[misc]
+    def __init__(self, element):
+        self.element = element
+        super().__init__(name=f"Vector({element})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager, vector):
+        super().__init__(
+            manager, vector, _vector_of(manager.lookup(vector.element).get_value_type())
+        )
+
+
+_BIT, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+_HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_STORED = {types.float64: _DOUBLE, types.float32: _FLOAT, types.uint16: _I16, types.int16: _I16}
+_BYTES = {_DOUBLE: 8, _FLOAT: 4, _I16: 2}
+# Multiplications and additions may fuse.  No "reassoc", where a difference of close numbers
+# counts; no "nnan": a NaN must stay one.
+_FLAGS = ("contract", "nsz")
+
+
+def _vector_of(element):
+    return ir.VectorType(element, LANES)
+
+
+def _constant(element, values):
+    return ir.Constant(_vector_of(element), values)
+
+
+def _same(element, value):
+    return _constant(element, [value] * LANES)
+
+
+def _splatted(builder, value):
+    undefined = ir.Constant(_vector_of(value.type), ir.Undefined)
+    one = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, undefined, _same(_I32, 0))
+
+
+def _cast(builder, value, element):
+    if value.type.element == element:
+        return value
+    convert = builder.fpext if element == _DOUBLE else builder.fptrunc
+    return convert(value, _vector_of(element))
+
+
+def _decoded(builder, stored, value):
+    """A stored vector in the working precision."""
+    if stored == types.uint16:
+        return builder.fpext(builder.bitcast(value, _vector_of(_HALF)), _vector_of(_FLOAT))
+    if stored == types.int16:
+        bits = builder.shl(builder.zext(value, _vector_of(_I32)), _same(_I32, 16))
+        return builder.bitcast(bits, _vector_of(_FLOAT))
+    return value
+
+
+def _encoded(builder, stored, value):
+    """A vector as it is stored."""
+    if stored == types.uint16:
+        return builder.bitcast(builder.fptrunc(value, _vector_of(_HALF)), _vector_of(_I16))
+    if stored == types.int16:  # to nearest, ties to even; a NaN stays one
+        bits = builder.bitcast(value, _vector_of(_I32))
+        odd = builder.and_(builder.lshr(bits, _same(_I32, 16)), _same(_I32, 1))
+        rounded = builder.add(bits, builder.add(odd, _same(_I32, 0x7FFF)))
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        kept = builder.select(is_nan, _same(_I32, 0x7FC0), builder.lshr(rounded, _same(_I32, 16)))
+        return builder.trunc(kept, _vector_of(_I16))
+    return _cast(builder, value, _STORED[stored])
+
+
+def _call_llvm(builder, name, result, arguments):
+    function_type = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(builder.module, function_type, name)
+    return builder.call(function, arguments)
+
+
+def _access(context, builder, array_type, array, j, cells):
+    """Pointer to the vector at ``array[j]``, its type, and what a masked access needs besides."""
+    element = _STORED[array_type.dtype]
+    data = context.make_array(array_type)(context, builder, array).data
+    vector = _vector_of(element)
+    pointer = builder.bitcast(builder.gep(data, [j]), vector.as_pointer())
+    if cells is None:
+        return pointer, vector, None
+    lane = _constant(_I64, list(range(LANES)))
+    mask = builder.icmp_signed("<", lane, _splatted(builder, cells))
+    name = {_DOUBLE: "f64", _FLOAT: "f32", _I16: "i16"}[element]
+    return pointer, vector, (mask, f"v{LANES}{name}.p0", ir.Constant(_I32, _BYTES[element]))
+
+
+@intrinsic
+def _load(typing_context, array, j, cells):
+    """``array[j : j + LANES]`` in the working precision; with ``cells``, zeros after that many."""
+    stored = array.dtype
+    whole = isinstance(cells, types.NoneType)
+
+    def codegen(context, builder, signature, args):
+        pointer, vector, masked = _access(
+            context, builder, array, args[0], args[1], None if whole else args[2]
+        )
+        if masked is None:
+            value = builder.load(pointer, align=_BYTES[vector.element])
+        else:
+            mask, suffix, align = masked
+            arguments = (pointer, align, mask, ir.Constant(vector, None))
+            value = _call_llvm(builder, f"llvm.masked.load.{suffix}", vector, arguments)
+        return _decoded(builder, stored, value)
+
+    working = types.float64 if stored == types.float64 else types.float32
+    return Vector(working)(array, types.int64, cells), codegen
+
+
+@intrinsic
+def _store(typing_context, array, j, cells, value):
+    """``array[j : j + LANES] = value``; with ``cells``, only that many of them."""
+    whole = isinstance(cells, types.NoneType)
+
+    def codegen(context, builder, signature, args):
+        pointer, vector, masked = _access(
+            context, builder, array, args[0], args[1], None if whole else args[2]
+        )
+        value = _encoded(builder, array.dtype, args[3])
+        if masked is None:
+            builder.store(value, pointer, align=_BYTES[vector.element])
+        else:
+            mask, suffix, align = masked
+            arguments = (value, pointer, align, mask)
+            _call_llvm(builder, f"llvm.masked.store.{suffix}", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, cells, value), codegen
+
+
+def _vector_intrinsic(result_of, generate):
+    """An intrinsic of one argument, whose code is that of ``generate(builder, value)``."""
+
+    @intrinsic
+    def function(typing_context, value):
+        def codegen(context, builder, signature, args):
+            return generate(builder, args[0])
+
+        return result_of(value)(value), codegen
+
+    return function
+
+
+def _itself(vector):
+    return vector
+
+
+def _without_negatives(builder, value):
+    zero = ir.Constant(value.type, None)
+    return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+
+
+def _square_root(builder, value):
+    suffix = {_DOUBLE: "f64", _FLOAT: "f32"}[value.type.element]
+    return _call_llvm(builder, f"llvm.sqrt.v{LANES}{suffix}", value.type, (value,))
+
+
+def _sum_of_lanes(builder, value):
+    half = LANES // 2
+    while half:
+        lanes = [min(lane + half, LANES - 1) for lane in range(LANES)]
+        upper = builder.shuffle_vector(value, value, _constant(_I32, lanes))
+        value = builder.fadd(value, upper, flags=_FLAGS)
+        half //= 2
+    return builder.extract_element(value, ir.Constant(_I32, 0))
+
+
+def _first_lane(builder, value):
+    return builder.extract_element(value, ir.Constant(_I32, 0))
+
+
+# Numbers to vectors, and back.
+_splat = _vector_intrinsic(Vector, _splatted)
+_first = _vector_intrinsic(lambda vector: vector.element, _first_lane)
+_total = _vector_intrinsic(lambda vector: vector.element, _sum_of_lanes)
+# Vectors to vectors.
+_wide = _vector_intrinsic(lambda _: Vector(types.float64), lambda b, v: _cast(b, v, _DOUBLE))
+_sqrt = _vector_intrinsic(_itself, _square_root)
+_not_negative = _vector_intrinsic(_itself, _without_negatives)
+
+
+@intrinsic
+def _as(typing_context, value, like):
+    """``value`` in the type of the vector ``like``."""
+
+    def codegen(context, builder, signature, args):
+        return _cast(builder, args[0], args[1].type.element)
+
+    return like(value, like), codegen
+
+
+def _delay(lanes):
+    """The intrinsic that gives, for consecutive vectors of a row, the cells ``lanes`` earlier."""
+
+    @intrinsic
+    def function(typing_context, before, value):
+        def codegen(context, builder, signature, args):
+            order = _constant(_I32, [LANES - lanes + lane for lane in range(LANES)])
+            return builder.shuffle_vector(args[0], args[1], order)
+
+        return value(before, value), codegen
+
+    return function
+
+
+_delay_1, _delay_2, _delay_4 = _delay(1), _delay(2), _delay(4)
+
+
+def _define(function, instruction):
+    @intrinsic
+    def apply(typing_context, a, b):
+        def codegen(context, builder, signature, args):
+            return getattr(builder, instruction)(*args, flags=_FLAGS)
+
+        return a(a, b), codegen
+
+    @overload(function)
+    def overloaded(a, b):
+        if isinstance(a, Vector) and a == b:
+            return lambda a, b: apply(a, b)
+        return None
+
+
+for _function, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _define(_function, _instruction)
 
 
 @intrinsic
@@ -58,271 +307,43 @@ def _take_task(typing_context, job_address):
     """The next task number; atomic.  ``next_task`` is the first field of the job."""
 
     def codegen(context, builder, signature, args):
-        counter = builder.bitcast(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
+        counter = builder.bitcast(args[0], _I64.as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(_I64, 1), "monotonic")
 
     return types.int64(types.voidptr), codegen
 
 
-def _bits_intrinsic(source, target, convert):
-    @intrinsic
-    def function(typing_context, value):
-        def codegen(context, builder, signature, args):
-            return convert(builder, args[0])
-
-        return target(source), codegen
-
-    return function
+# ---------------------------------------------------------------- rows, bands and small loops
 
 
-_I16, _I32, _F16, _F32 = ir.IntType(16), ir.IntType(32), ir.HalfType(), ir.FloatType()
-_float_of_half = _bits_intrinsic(
-    types.uint16, types.float32, lambda b, v: b.fpext(b.bitcast(v, _F16), _F32)
-)
-_half_of_float = _bits_intrinsic(
-    types.float32, types.uint16, lambda b, v: b.bitcast(b.fptrunc(v, _F16), _I16)
-)
-_float_of_bfloat = _bits_intrinsic(
-    types.int16,
-    types.float32,
-    lambda b, v: b.bitcast(b.shl(b.zext(v, _I32), ir.Constant(_I32, 16)), _F32),
-)
+@njit(**_INLINE)
+def _fill(row, start, stop, value):
+    """``row[start:stop] = value``, which is in the type of the row."""
+    values = _splat(value)
+    whole = stop - (stop - start) % LANES
+    for j in range(start, whole, LANES):
+        _store(row, j, None, values)
+    if whole < stop:
+        _store(row, whole, stop - whole, values)
 
 
-def _round_to_bfloat(b, value):
-    """Nearest, ties to even; a NaN stays one."""
-    bits = b.bitcast(value, _I32)
-    odd = b.and_(b.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
-    rounded = b.lshr(b.add(bits, b.add(odd, ir.Constant(_I32, 0x7FFF))), ir.Constant(_I32, 16))
-    is_nan = b.fcmp_unordered("uno", value, value)
-    return b.trunc(b.select(is_nan, ir.Constant(_I32, 0x7FC0), rounded), _I16)
+@njit(**_INLINE)
+def _sum(row, start, cells):
+    """The sum of ``row[start : start + cells]``."""
+    total = _splat(0.0)
+    whole = cells - cells % LANES
+    for j in range(start, start + whole, LANES):
+        total = total + _wide(_load(row, j, None))
+    return _total(total + _wide(_load(row, start + whole, cells - whole)))
 
 
-_bfloat_of_float = _bits_intrinsic(types.float32, types.int16, _round_to_bfloat)
+@njit(**_INLINE)
+def _shift_of(x, base):
+    """The first value of a group, in float64."""
+    return _first(_wide(_load(x, base, 1)))
 
 
-def _read(row: Any, j: Any) -> Any:
-    """``row[j]`` as a number; float16 is stored as uint16, bfloat16 as int16."""
-
-
-def _write(row: Any, j: Any, value: Any) -> None:
-    """Store ``value``, in the working precision, as ``row[j]``."""
-
-
-@overload(_read, inline="always")
-def _overload_read(row, j):
-    if row.dtype == types.uint16:
-        return lambda row, j: _float_of_half(row[j])
-    if row.dtype == types.int16:
-        return lambda row, j: _float_of_bfloat(row[j])
-    return lambda row, j: row[j]
-
-
-@overload(_write, inline="always")
-def _overload_write(row, j, value):
-    if row.dtype == types.uint16:
-
-        def write_half(row, j, value):
-            row[j] = _half_of_float(value)
-
-        return write_half
-    if row.dtype == types.int16:
-
-        def write_bfloat(row, j, value):
-            row[j] = _bfloat_of_float(value)
-
-        return write_bfloat
-
-    def write_as_is(row, j, value):
-        row[j] = value
-
-    return write_as_is
-
-
-# ---------------------------------------------------------------- rows of sums
-
-
-@njit(**_EXACT)
-def _add_row(sums, squares, row, shift):
-    for j in range(row.size):
-        value = np.float64(_read(row, j)) - shift
-        sums[j] += value
-        squares[j] += value * value
-
-
-@njit(**_EXACT)
-def _add_four_rows(sums, squares, row0, row1, row2, row3, shift):
-    for j in range(sums.size):
-        v0 = np.float64(_read(row0, j)) - shift
-        v1 = np.float64(_read(row1, j)) - shift
-        v2 = np.float64(_read(row2, j)) - shift
-        v3 = np.float64(_read(row3, j)) - shift
-        sums[j] += (v0 + v1) + (v2 + v3)
-        squares[j] += (v0 * v0 + v1 * v1) + (v2 * v2 + v3 * v3)
-
-
-@njit(**_EXACT)
-def _exchange_row(sums, squares, new, old, shift):
-    """Add ``new`` and take ``old`` away; the squares as a product of sum and difference."""
-    twice = 2.0 * shift
-    for j in range(sums.size):
-        a = np.float64(_read(new, j))
-        b = np.float64(_read(old, j))
-        sums[j] += a - b
-        squares[j] += (a - b) * (a + b - twice)
-
-
-@njit(**_EXACT)
-def _exchange_two_rows(sums, squares, new0, old0, new1, old1, shift):
-    """:func:`_exchange_row` for two channels in one pass over the sums."""
-    twice = 2.0 * shift
-    for j in range(sums.size):
-        a = np.float64(_read(new0, j))
-        b = np.float64(_read(old0, j))
-        c = np.float64(_read(new1, j))
-        d = np.float64(_read(old1, j))
-        sums[j] += (a - b) + (c - d)
-        squares[j] += (a - b) * (a + b - twice) + (c - d) * (c + d - twice)
-
-
-@njit(**_EXACT)
-def _running_sums(first, second, first_to, second_to):
-    """``first_to[j]`` is the sum of ``first[:j]``; likewise the second.
-
-    Two at once and four at a time: the chain of dependent additions is what this costs.
-    """
-    n = first.size
-    s = 0.0
-    t = 0.0
-    first_to[0] = 0.0
-    second_to[0] = 0.0
-    for block in range(n // 4):
-        j = 4 * block
-        a0, a2 = first[j], first[j + 2]
-        a1, a3 = a0 + first[j + 1], a2 + first[j + 3]
-        b0, b2 = second[j], second[j + 2]
-        b1, b3 = b0 + second[j + 1], b2 + second[j + 3]
-        a2 += a1
-        a3 += a1
-        b2 += b1
-        b3 += b1
-        first_to[j + 1] = s + a0
-        first_to[j + 2] = s + a1
-        first_to[j + 3] = s + a2
-        second_to[j + 1] = t + b0
-        second_to[j + 2] = t + b1
-        second_to[j + 3] = t + b2
-        s += a3
-        t += b3
-        first_to[j + 4] = s
-        second_to[j + 4] = t
-    for j in range(n - n % 4, n):
-        s += first[j]
-        t += second[j]
-        first_to[j + 1] = s
-        second_to[j + 1] = t
-
-
-@njit(**_EXACT)
-def _sliding_moments(s0, s1, q0, q1, scale, eps, shift, high, low, rstd):
-    """Mean as high and low, and rstd, of each window; its sums are ``s1 - s0``, ``q1 - q0``."""
-    for k in range(high.size):
-        mean = (s1[k] - s0[k]) * scale
-        variance = (q1[k] - q0[k]) * scale - mean * mean
-        mean += shift
-        high[k] = mean
-        low[k] = mean - high[k]
-        rstd[k] = (0.0 if variance < 0.0 else variance) + eps
-    one = rstd.dtype.type(1)
-    for k in range(high.size):
-        rstd[k] = one / np.sqrt(rstd[k])
-
-
-@njit
-def _moments_of_cells(sums_to, squares_to, job, rows, shift, cell):
-    """Statistics of the window that each cell of an output row uses: ``cell`` ``[3, width]``.
-
-    Only ``col_count`` windows differ; cells near the left and right border share one.
-    """
-    count, size, width = job.col_count, job.col_size, job.width
-    if not job.tiled:
-        half, start, stop = size // 2, job.offset, job.offset + size
-        _sliding_moments(
-            sums_to[start : start + count],
-            sums_to[stop : stop + count],
-            squares_to[start : start + count],
-            squares_to[stop : stop + count],
-            1.0 / (job.per_group * rows * size),
-            job.eps,
-            shift,
-            cell[0, half : half + count],
-            cell[1, half : half + count],
-            cell[2, half : half + count],
-        )
-        for s in range(3):
-            _fill(cell[s, :half], cell[s, half])
-            _fill(cell[s, half + count :], cell[s, half + count - 1])
-        return
-    for k in range(count):
-        start = k * size
-        stop = min(start + size, width)
-        _sliding_moments(
-            sums_to[start : start + 1],
-            sums_to[stop : stop + 1],
-            squares_to[start : start + 1],
-            squares_to[stop : stop + 1],
-            1.0 / (job.per_group * rows * (stop - start)),
-            job.eps,
-            shift,
-            cell[0, start : start + 1],
-            cell[1, start : start + 1],
-            cell[2, start : start + 1],
-        )
-        for s in range(3):
-            _fill(cell[s, start:stop], cell[s, start])
-
-
-@njit(**_EXACT)
-def _fill(cells, value):
-    for j in range(cells.size):
-        cells[j] = value
-
-
-@njit(**_EXACT)
-def _add(total, term):
-    for k in range(total.size):
-        total[k] += term[k]
-
-
-@njit(**_EXACT)
-def _subtract(total, term):
-    for k in range(total.size):
-        total[k] -= term[k]
-
-
-@njit
-def _gather(cells, job, windows):
-    """``windows[k]`` gains the sum of the cells that use window ``k``."""
-    count, size, width = job.col_count, job.col_size, job.width
-    if not job.tiled:
-        half = size // 2
-        windows[0] += _sum(cells[:half])
-        _add(windows, cells[half : half + count])
-        windows[count - 1] += _sum(cells[half + count :])
-        return
-    for k in range(count):
-        windows[k] += _sum(cells[k * size : min((k + 1) * size, width)])
-
-
-@njit(**_SUMS)
-def _sum(cells):
-    total = 0.0
-    for j in range(cells.size):
-        total += cells[j]
-    return total
-
-
-@njit
+@njit(**_PLAIN)
 def _first_row_of(k, job):
     """First output row that uses the row ``k`` of windows; ``k = row_count`` gives the height."""
     if k == 0:
@@ -332,7 +353,7 @@ def _first_row_of(k, job):
     return k * job.row_step if job.tiled else k + job.row_size // 2
 
 
-@njit
+@njit(**_PLAIN)
 def _window_row_of(i, job):
     """The row of windows that output row ``i`` uses."""
     if job.tiled:
@@ -340,689 +361,532 @@ def _window_row_of(i, job):
     return min(max(i - job.row_size // 2, 0), job.row_count - 1)
 
 
-@njit
+@njit(**_PLAIN)
 def _band_start(band, job):
     """First output row of a band; ``band = bands`` gives the height."""
     return job.height * band // job.bands
 
 
-@njit
-def _row(array, base, width):
-    return array[base : base + width]
+# ---------------------------------------------------------------- statistics of a row of windows
+
+_LEFT = LANES  # cells before the first column in a row of column sums; zero
 
 
-@njit
-def _out_row(out, n, channel, i, job):
-    start = ((n * job.channels + channel) * job.height + i) * job.width
-    return out[start : start + job.width]
+@njit(**_INLINE)
+def _add_row_at(sums, squares, x, base, shift, j, cells):
+    value = _wide(_load(x, base + j, cells)) - shift
+    _store(sums, _LEFT + j, None, _load(sums, _LEFT + j, None) + value)
+    _store(squares, _LEFT + j, None, _load(squares, _LEFT + j, None) + value * value)
 
 
-@njit
+@njit(**_INLINE)
 def _first_window_row(sums, squares, x, base, start, stop, job, shift):
-    """Column sums of the rows ``start .. stop - 1`` of a group."""
-    sums[:] = 0.0
-    squares[:] = 0.0
+    """Column sums of the rows ``start .. stop - 1`` of a group.
+
+    Row after row: memory is faster so than the adding up of a few rows at once.
+    """
+    width, shifts = job.width, _splat(shift)
+    whole = width - width % LANES
+    _fill(sums, 0, sums.size, 0.0)
+    _fill(squares, 0, squares.size, 0.0)
     for c in range(job.per_group):
-        plane = base + c * job.x_c
-        i = start
-        while i + 4 <= stop:
-            _add_four_rows(
-                sums,
-                squares,
-                _row(x, plane + i * job.x_h, job.width),
-                _row(x, plane + (i + 1) * job.x_h, job.width),
-                _row(x, plane + (i + 2) * job.x_h, job.width),
-                _row(x, plane + (i + 3) * job.x_h, job.width),
-                shift,
-            )
-            i += 4
-        for rest in range(i, stop):
-            _add_row(sums, squares, _row(x, plane + rest * job.x_h, job.width), shift)
+        for i in range(start, stop):
+            at = base + c * job.x_c + i * job.x_h
+            for j in range(0, whole, LANES):
+                _add_row_at(sums, squares, x, at, shifts, j, None)
+            if whole < width:
+                _add_row_at(sums, squares, x, at, shifts, whole, width - whole)
 
 
-@njit
+@njit(**_INLINE)
+def _exchange_rows_at(sums, squares, x, new, old, channel_stride, channels, twice, j, cells):
+    total = _load(sums, _LEFT + j, None)
+    square = _load(squares, _LEFT + j, None)
+    for c in range(channels):
+        a = _wide(_load(x, new + c * channel_stride + j, cells))
+        b = _wide(_load(x, old + c * channel_stride + j, cells))
+        change = a - b
+        total = total + change
+        square = square + change * (a + b - twice)
+    _store(sums, _LEFT + j, None, total)
+    _store(squares, _LEFT + j, None, square)
+
+
+@njit(**_INLINE)
 def _next_window_row(sums, squares, x, base, start, stop, job, shift):
-    """The same from the sums of one row further up."""
+    """The same from the sums of one row further up: one row enters and one leaves.
+
+    The squares change by a product of sum and difference.
+    """
+    width, channel_stride, channels = job.width, job.x_c, job.per_group
+    whole = width - width % LANES
     old, new = base + (start - 1) * job.x_h, base + (stop - 1) * job.x_h
-    for c in range(0, job.per_group - 1, 2):
-        a, b = c * job.x_c, (c + 1) * job.x_c
-        _exchange_two_rows(
-            sums,
-            squares,
-            _row(x, new + a, job.width),
-            _row(x, old + a, job.width),
-            _row(x, new + b, job.width),
-            _row(x, old + b, job.width),
-            shift,
-        )
-    if job.per_group % 2:
-        c = (job.per_group - 1) * job.x_c
-        _exchange_row(
-            sums, squares, _row(x, new + c, job.width), _row(x, old + c, job.width), shift
+    twice = _splat(2.0 * shift)
+    for j in range(0, whole, LANES):
+        _exchange_rows_at(sums, squares, x, new, old, channel_stride, channels, twice, j, None)
+    if whole < width:
+        _exchange_rows_at(
+            sums, squares, x, new, old, channel_stride, channels, twice, whole, width - whole
         )
 
 
-# ---------------------------------------------------------------- windows, forward
+@njit(**_INLINE)
+def _sliding_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift):
+    """Mean as high and low, and rstd, of all windows of a row, at the cells that they are for.
+
+    A window's sum is that of the window LANES cells before it and the LANES changes since then:
+    what enters on the right less what leaves on the left.
+    """
+    size, count, eps_ = job.col_size, job.col_count, job.eps
+    half = size // 2
+    left = _LEFT + job.offset - 1
+    total, square = _splat(_sum(sums, left, size)), _splat(_sum(squares, left, size))
+    scales, eps, shifts = _splat(scale), _splat(eps_), _splat(shift)
+    one = _splat(high.dtype.type(1))
+    zero = _splat(0.0)
+    t1, t2, t4, s1, s2, s4 = zero, zero, zero, zero, zero, zero
+    for k in range(0, count, LANES):
+        t = _load(sums, left + size + k, None) - _load(sums, left + k, None)
+        s = _load(squares, left + size + k, None) - _load(squares, left + k, None)
+        t_of_2, s_of_2 = t + _delay_1(t1, t), s + _delay_1(s1, s)
+        t_of_4, s_of_4 = t_of_2 + _delay_2(t2, t_of_2), s_of_2 + _delay_2(s2, s_of_2)
+        total = total + (t_of_4 + _delay_4(t4, t_of_4))
+        square = square + (s_of_4 + _delay_4(s4, s_of_4))
+        t1, t2, t4, s1, s2, s4 = t, t_of_2, t_of_4, s, s_of_2, s_of_4
+        mean = total * scales
+        variance = _not_negative(square * scales - mean * mean)
+        mean = mean + shifts
+        rounded = _as(mean, one)
+        _store(high, half + k, None, rounded)
+        _store(low, half + k, None, mean - _wide(rounded))
+        _store(rstd, rstd_at + half + k, None, one / _sqrt(_as(variance + eps, one)))
 
 
-@njit
-def _moments_of_row(k, first, job, x, base, shift, sums, running, cell):
+@njit(**_PLAIN)
+def _tile_moments(sums, squares, high, low, rstd, rstd_at, job, rows, shift):
+    """The same for tiles, the last of which may be narrower."""
+    one = high.dtype.type(1)
+    for start in range(0, job.width, job.col_size):
+        stop = min(start + job.col_size, job.width)
+        n = job.per_group * rows * (stop - start)
+        mean = sums[_LEFT + start : _LEFT + stop].sum() / n
+        variance = squares[_LEFT + start : _LEFT + stop].sum() / n - mean * mean
+        mean += shift
+        r = one / np.sqrt(high.dtype.type((0.0 if variance < 0.0 else variance) + job.eps))
+        for j in range(start, stop):
+            high[j] = mean
+            low[j] = mean - high[j]
+            rstd[rstd_at + j] = r
+    _store(rstd, rstd_at + job.width, None, _splat(high.dtype.type(0)))
+
+
+@njit(**_INLINE)
+def _moments_of_row(k, first, job, x, base, shift, sums, squares, high, low, rstd, rstd_at):
     """Statistics of window row ``k``, for each cell of the output rows that use it.
 
-    ``sums`` holds the column sums from one call to the next.  Returns the rows in the window.
+    ``sums`` and ``squares`` hold those of the columns from one call to the next.  Returns the
+    number of rows in the windows.
     """
     start = k * job.row_step + job.offset
     stop = min(start + job.row_size, job.height)
     if first or job.tiled:
-        _first_window_row(sums[0], sums[1], x, base, start, stop, job, shift)
+        _first_window_row(sums, squares, x, base, start, stop, job, shift)
     else:
-        _next_window_row(sums[0], sums[1], x, base, start, stop, job, shift)
-    _running_sums(sums[0], sums[1], running[0], running[1])
-    _moments_of_cells(running[0], running[1], job, stop - start, shift, cell)
+        _next_window_row(sums, squares, x, base, start, stop, job, shift)
+    if job.tiled:
+        _tile_moments(sums, squares, high, low, rstd, rstd_at, job, stop - start, shift)
+        return stop - start
+    scale = 1.0 / (job.per_group * (stop - start) * job.col_size)
+    _sliding_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift)
+    # Only col_count windows differ: the cells near the left and right border share one.
+    left, right, end = job.col_size // 2, job.col_size // 2 + job.col_count, job.width + LANES
+    for row, at in ((high, 0), (low, 0), (rstd, rstd_at)):
+        _fill(row, at, at + left, row[at + left])
+        _fill(row, at + right, at + end, row[at + right - 1])
     return stop - start
 
 
-@njit(**_EXACT)
-def _normalize_row(row, out, high, low, rstd, weight, bias):
-    for j in range(row.size):
-        _write(out, j, (_read(row, j) - high[j] - low[j]) * rstd[j] * weight + bias)
+# ---------------------------------------------------------------- forward
 
 
-@njit
-def _forward_windows(job, x, out, weight, bias, n, g, band):
-    width = job.width
-    sums, running = np.empty((2, width)), np.empty((2, width + 1))
-    cell = np.empty((3, width), weight.dtype)
+@njit(**_INLINE)
+def _normalize_at(
+    x, base, x_c, out, out_base, out_c, high, low, rstd, weight, bias, first, channels, j, cells
+):
+    h, l, r = _load(high, j, None), _load(low, j, None), _load(rstd, j, None)
+    for c in range(channels):
+        centred = _load(x, base + c * x_c + j, cells) - h - l
+        scaled = centred * (r * _splat(weight[first + c])) + _splat(bias[first + c])
+        _store(out, out_base + c * out_c + j, cells, scaled)
+
+
+@njit(**_INLINE)
+def _normalize_row(job, x, out, high, low, rstd, weight, bias, n, g, i):
+    """Output row ``i`` of a group."""
+    width, channels, first = job.width, job.per_group, g * job.per_group
+    whole = width - width % LANES
+    x_c, out_c = job.x_c, job.height * width
+    base = n * job.x_n + first * x_c + i * job.x_h
+    out_base = (n * job.channels + first) * out_c + i * width
+    for j in range(0, whole, LANES):
+        _normalize_at(
+            x, base, x_c, out, out_base, out_c, high, low, rstd, weight, bias, first, channels,
+            j, None,
+        )  # fmt: skip
+    if whole < width:
+        _normalize_at(
+            x, base, x_c, out, out_base, out_c, high, low, rstd, weight, bias, first, channels,
+            whole, width - whole,
+        )  # fmt: skip
+
+
+@njit(**_PLAIN)
+def _forward_task(job, x, out, weight, bias, sums, squares, high, low, rstd, n, g, band):
     base = n * job.x_n + g * job.per_group * job.x_c
-    shift = np.float64(_read(x, base))
+    shift = _shift_of(x, base)
     first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
     first_k = _window_row_of(first_row, job)
     for k in range(first_k, _window_row_of(stop_row - 1, job) + 1):
-        _moments_of_row(k, k == first_k, job, x, base, shift, sums, running, cell)
-        for i in range(
-            max(_first_row_of(k, job), first_row), min(_first_row_of(k + 1, job), stop_row)
-        ):
-            for c in range(job.per_group):
-                channel = g * job.per_group + c
-                _normalize_row(
-                    _row(x, base + c * job.x_c + i * job.x_h, width),
-                    _out_row(out, n, channel, i, job),
-                    cell[0],
-                    cell[1],
-                    cell[2],
-                    weight[channel],
-                    bias[channel],
-                )
+        _moments_of_row(k, k == first_k, job, x, base, shift, sums, squares, high, low, rstd, 0)
+        i_begin = max(_first_row_of(k, job), first_row)
+        for i in range(i_begin, min(_first_row_of(k + 1, job), stop_row)):
+            _normalize_row(job, x, out, high, low, rstd, weight, bias, n, g, i)
 
 
-# ---------------------------------------------------------------- windows, backward
+# ---------------------------------------------------------------- backward
 #
 # With d = x - mean and r = 1 / std of the cell, and sums over the cells v whose window holds u:
 #   dx[u] = grad w r - sum_v P[v] - x[u] * sum_v Q[v]
 #   A = sum_c grad w,  B = sum_c grad w d,  Q = r^3 B / n,  P = r A / n - mean Q
 # A and B of the cells that share a window are added up first.  A row of ``planes`` holds, for one
-# row of windows, P and Q summed over the windows that hold each column, and r of each cell; what
-# is left is a running sum down the rows.  There are as many rows as the window is high, if a task
-# has a whole group, or all of them, if the rows of a group are divided among tasks; then a window
-# row that two bands share has a slot for each of them.
-
-_ROWS_AT_ONCE = 8  # output rows whose products are added in the working precision
+# row of windows, P and Q of each window (for tiles: of each cell's tile), and r of each cell.  The
+# sum over the windows that hold a cell is then a window that slides over these rows.  There are
+# as many rows as the window is high, if a task has a whole group, or all of them, if the rows of
+# a group are divided among tasks; then a window row that two bands share has a slot for each.
 
 
-@njit(**_EXACT)
-def _centred(value, high, low):
-    return value - high - low
+@njit(**_INLINE)
+def _products_at(
+    x, base, x_c, grad, grad_base, grad_c, high, low, rstd, rstd_at, weight, first, channels,
+    a, b, lane_sums, j, cells,
+):  # fmt: skip
+    h, l, r = _load(high, j, None), _load(low, j, None), _load(rstd, rstd_at + j, None)
+    sum_a = _splat(high.dtype.type(0))
+    sum_b = sum_a
+    for c in range(channels):
+        w = _splat(weight[first + c])
+        sums, sums_normed = 2 * c * LANES, (2 * c + 1) * LANES
+        g = _load(grad, grad_base + c * grad_c + j, cells)
+        gd = g * (_load(x, base + c * x_c + j, cells) - h - l)
+        sum_a = sum_a + g * w
+        sum_b = sum_b + gd * w
+        _store(lane_sums, sums, None, _load(lane_sums, sums, None) + g)
+        _store(lane_sums, sums_normed, None, _load(lane_sums, sums_normed, None) + gd * r)
+    _store(a, j, None, _load(a, j, None) + _wide(sum_a))
+    _store(b, j, None, _load(b, j, None) + _wide(sum_b))
 
 
-@njit(**_SUMS)
-def _add_products(row, grad, high, low, rstd, weight, a, b):
-    """Add ``grad w`` and ``grad w d`` to ``a`` and ``b``; returns their sums for the weights."""
-    sum_grad = rstd.dtype.type(0)
-    sum_grad_normed = rstd.dtype.type(0)
-    for j in range(row.size):
-        g = _read(grad, j)
-        gd = g * _centred(_read(row, j), high[j], low[j])
-        a[j] += g * weight
-        b[j] += gd * weight
-        sum_grad += g
-        sum_grad_normed += gd * rstd[j]
-    return sum_grad, sum_grad_normed
+@njit(**_INLINE)
+def _add_products(
+    job, x, grad, weight, high, low, rstd, rstd_at, a, b, lane_sums, totals, n, g, i_begin, i_end
+):
+    """Add A and B of each cell of the output rows to ``a`` and ``b``, and the sums of grad and
+    grad d r of each channel to ``totals``; those of one row in the working precision."""
+    width, channels, first = job.width, job.per_group, g * job.per_group
+    x_c, grad_c = job.x_c, job.grad_c
+    whole = width - width % LANES
+    for i in range(i_begin, i_end):
+        base = n * job.x_n + first * x_c + i * job.x_h
+        grad_base = n * job.grad_n + first * grad_c + i * job.grad_h
+        _fill(lane_sums, 0, lane_sums.size, lane_sums.dtype.type(0))
+        for j in range(0, whole, LANES):
+            _products_at(
+                x, base, x_c, grad, grad_base, grad_c, high, low, rstd, rstd_at, weight, first,
+                channels, a, b, lane_sums, j, None,
+            )  # fmt: skip
+        if whole < width:
+            _products_at(
+                x, base, x_c, grad, grad_base, grad_c, high, low, rstd, rstd_at, weight, first,
+                channels, a, b, lane_sums, whole, width - whole,
+            )  # fmt: skip
+        for s in range(0, lane_sums.size, LANES):
+            _store(totals, s, None, _load(totals, s, None) + _wide(_load(lane_sums, s, None)))
 
 
-@njit(**_EXACT)
-def _window_terms(a, b, high, low, rstd, scale, shift):
-    """P and Q of each window in place of A and B."""
-    for k in range(a.size):
-        mean = (np.float64(high[k]) - shift) + np.float64(low[k])
-        r = np.float64(rstd[k])
-        q = r * r * r * scale * b[k]
-        b[k] = q
-        a[k] = r * scale * a[k] - mean * q
+@njit(**_INLINE)
+def _window_terms(a, b, high, low, rstd, rstd_at, planes, p_at, q_at, job, scale, shift):
+    """P and Q of each window from A and B at the cells that it is for."""
+    half, count = job.col_size // 2, job.col_count
+    scales, shifts = _splat(scale), _splat(shift)
+    for k in range(0, count, LANES):
+        mean = _wide(_load(high, half + k, None)) - shifts + _wide(_load(low, half + k, None))
+        r = _wide(_load(rstd, rstd_at + half + k, None))
+        scaled = r * scales
+        q = r * r * scaled * _load(b, half + k, None)
+        _store(planes, p_at + k, None, scaled * _load(a, half + k, None) - mean * q)
+        _store(planes, q_at + k, None, q)
+    zeros = _splat(planes.dtype.type(0))
+    _store(planes, p_at + count, None, zeros)
+    _store(planes, q_at + count, None, zeros)
 
 
-@njit
-def _fold_rows(job, x, grad, weight, partial, n, g, rows, i_begin, i_end, state, plane):
-    """A row of planes, from the output rows ``i_begin .. i_end - 1`` that share a window row."""
-    running, cell, products, folded = state[1:]
-    count, size, width = job.col_count, job.col_size, job.width
-    folded[:] = 0.0
-    for block in range(i_begin, i_end, _ROWS_AT_ONCE):
-        products[:] = 0.0
-        for i in range(block, min(block + _ROWS_AT_ONCE, i_end)):
-            for c in range(job.per_group):
-                channel = g * job.per_group + c
-                sum_grad, sum_grad_normed = _add_products(
-                    _row(x, n * job.x_n + channel * job.x_c + i * job.x_h, width),
-                    _row(grad, n * job.grad_n + channel * job.grad_c + i * job.grad_h, width),
-                    cell[0],
-                    cell[1],
-                    cell[2],
-                    weight[channel],
-                    products[0],
-                    products[1],
-                )
-                partial[0, channel] += sum_grad_normed
-                partial[1, channel] += sum_grad
-        _gather(products[0], job, folded[0])
-        _gather(products[1], job, folded[1])
-    shift = np.float64(_read(x, n * job.x_n + g * job.per_group * job.x_c))
-    if not job.tiled:
-        half = size // 2
-        scale = 1.0 / (job.per_group * rows * size)
-        stop = half + count
-        _window_terms(
-            folded[0],
-            folded[1],
-            cell[0, half:stop],
-            cell[1, half:stop],
-            cell[2, half:stop],
-            scale,
-            shift,
-        )
-        _running_sums(folded[0], folded[1], running[0, : count + 1], running[1, : count + 1])
-        _sums_over_holders(running[0], job, plane[0])
-        _sums_over_holders(running[1], job, plane[1])
-    else:
-        for k in range(count):
-            start, stop = k * size, min((k + 1) * size, width)
-            scale = 1.0 / (job.per_group * rows * (stop - start))
-            _window_terms(
-                folded[0, k : k + 1],
-                folded[1, k : k + 1],
-                cell[0, start:stop],
-                cell[1, start:stop],
-                cell[2, start:stop],
-                scale,
-                shift,
-            )
-            _fill(plane[0, start:stop], folded[0, k])
-            _fill(plane[1, start:stop], folded[1, k])
-    _copy(plane[2], cell[2])
+@njit(**_PLAIN)
+def _tile_terms(a, b, high, low, rstd, rstd_at, planes, p_at, q_at, job, rows, shift):
+    """P and Q of the tile of each cell."""
+    for start in range(0, job.width, job.col_size):
+        stop = min(start + job.col_size, job.width)
+        scale = 1.0 / (job.per_group * rows * (stop - start))
+        mean = (np.float64(high[start]) - shift) + np.float64(low[start])
+        r = np.float64(rstd[rstd_at + start])
+        q = r * r * r * scale * b[start:stop].sum()
+        p = r * scale * a[start:stop].sum() - mean * q
+        for j in range(start, stop):
+            planes[p_at + j] = p
+            planes[q_at + j] = q
 
 
-@njit(**_EXACT)
-def _copy(to, values):
-    for j in range(to.size):
-        to[j] = values[j]
+@njit(**_INLINE)
+def _fold_rows(
+    job, x, grad, weight, rows, i_begin, i_end, shift, high, low, planes, plane, a, b, lane_sums,
+    totals, n, g,
+):  # fmt: skip
+    """A row of planes, at index ``plane``, from the output rows that share a row of windows; r of
+    the cells is there already."""
+    width, count, half = job.width, job.col_count, job.col_size // 2
+    line = width + ROOM
+    p_at, q_at, rstd_at = plane, plane + line, plane + 2 * line
+    _fill(a, 0, a.size, 0.0)
+    _fill(b, 0, b.size, 0.0)
+    _add_products(
+        job, x, grad, weight, high, low, planes, rstd_at, a, b, lane_sums, totals, n, g,
+        i_begin, i_end,
+    )  # fmt: skip
+    if job.tiled:
+        _tile_terms(a, b, high, low, planes, rstd_at, planes, p_at, q_at, job, rows, shift)
+        return
+    for row in (a, b):
+        row[half] += _sum(row, 0, half)
+        row[half + count - 1] += _sum(row, half + count, width - half - count)
+    scale = 1.0 / (job.per_group * rows * job.col_size)
+    _window_terms(a, b, high, low, planes, rstd_at, planes, p_at, q_at, job, scale, shift)
 
 
-@njit(**_EXACT)
-def _difference(to, upper, lower):
-    for j in range(to.size):
-        to[j] = upper[j] - lower[j]
+@njit(**_INLINE)
+def _plane_of(k, band, job):
+    """Where the row of planes for window row ``k`` begins."""
+    slot = k % job.slots if job.bands == 1 else k + band
+    return slot * 3 * (job.width + ROOM)
 
 
-@njit(**_EXACT)
-def _below(to, upper, lower):
-    for j in range(to.size):
-        to[j] = upper - lower[j]
+@njit(**_INLINE)
+def _exchange_terms(windows, at, cells, planes, new, old):
+    for j in range(0, cells, LANES):
+        change = _wide(_load(planes, new + j, None)) - _wide(_load(planes, old + j, None))
+        _store(windows, at + j, None, _load(windows, at + j, None) + change)
 
 
-@njit
-def _sums_over_holders(running, job, cells):
-    """For each column the sum over the windows that hold it, from the running sums over windows.
-
-    Column ``j`` is held by the windows ``max(j - size + 1, 0) .. min(j, count - 1)``.
-    """
-    count, size, width = job.col_count, job.col_size, job.width
-    both = min(size, count)
-    _copy(cells[:both], running[1 : both + 1])
-    _fill(cells[both:size], running[count])
-    _difference(cells[size:count], running[size + 1 :], running[1:])
-    _below(cells[max(size, count) : width], running[count], running[max(size, count) - size + 1 :])
+@njit(**_INLINE)
+def _add_terms(windows, at, cells, planes, new, sign):
+    signs = _splat(sign)
+    for j in range(0, cells, LANES):
+        change = _wide(_load(planes, new + j, None)) * signs
+        _store(windows, at + j, None, _load(windows, at + j, None) + change)
 
 
-@njit
-def _backward_state(job, weight):
-    """Row buffers: column sums, running sums, statistics of cells, A/B of cells, of windows."""
-    width = job.width
-    return (
-        np.empty((2, width)),
-        np.empty((2, width + 1)),
-        np.empty((3, width), weight.dtype),
-        np.empty((2, width), weight.dtype),
-        np.empty((2, job.col_count)),
-    )
-
-
-@njit
-def _slot(k, band, job):
-    return k % job.slots if job.bands == 1 else k + band
-
-
-@njit(**_EXACT)
-def _slide(total, enters, leaves, rounded):
-    for j in range(total.size):
-        total[j] += np.float64(enters[j]) - np.float64(leaves[j])
-        rounded[j] = total[j]
-
-
-@njit
-def _change_totals(totals, planes, k, adds, job):
+@njit(**_PLAIN)
+def _change_terms(p_windows, q_windows, at, cells, planes, planes_base, k, sign, job):
     """Add or take away P and Q of window row ``k``, of every band that has rows which use it."""
     for band in range(job.bands):
         first = _window_row_of(_band_start(band, job), job)
         last = _window_row_of(_band_start(band + 1, job) - 1, job)
         if first <= k <= last:
-            plane = planes[_slot(k, band, job)]
-            for s in range(2):
-                if adds:
-                    _add(totals[s], plane[s])
-                else:
-                    _subtract(totals[s], plane[s])
+            plane = planes_base + _plane_of(k, band, job)
+            _add_terms(p_windows, at, cells, planes, plane, sign)
+            _add_terms(q_windows, at, cells, planes, plane + job.width + ROOM, sign)
 
 
-@njit
-def _totals_of_row(u, first, totals, planes, rounded, job):
-    """Bring ``totals`` to the windows that hold row ``u``, from those of the row above if there
-    is one, and ``rounded`` to their values in the working precision."""
+@njit(**_INLINE)
+def _sum_over_holders(windows, holders, size, width):
+    """For each cell of a row the sum over the ``size`` windows that hold it.
+
+    ``windows`` begins with ``size`` zeros, for the windows that would start left of the map.
+    """
+    total = _splat(0.0)
+    t1, t2, t4 = total, total, total
+    for j in range(0, width, LANES):
+        t = _load(windows, size + j, None) - _load(windows, j, None)
+        t_of_2 = t + _delay_1(t1, t)
+        t_of_4 = t_of_2 + _delay_2(t2, t_of_2)
+        total = total + (t_of_4 + _delay_4(t4, t_of_4))
+        t1, t2, t4 = t, t_of_2, t_of_4
+        _store(holders, j, None, total)
+
+
+@njit(**_INLINE)
+def _terms_of_row(u, first, job, planes, planes_base, p_windows, q_windows, p_cells, q_cells):
+    """Bring ``p_windows`` and ``q_windows``, sums down the rows of windows that hold row ``u``,
+    from those of the row above if there is one, and the sums over all that hold each cell."""
+    size, width = job.col_size, job.width
     if job.tiled:
         if not first and u % job.row_step:
             return
-        totals[:] = 0.0
-        _change_totals(totals, planes, u // job.row_step, True, job)
-    elif first:
-        totals[:] = 0.0
-        for k in range(max(u - job.row_size + 1, 0), min(u + 1, job.row_count)):
-            _change_totals(totals, planes, k, True, job)
+        p_windows[:] = 0.0
+        q_windows[:] = 0.0
+        k = u // job.row_step
+        _change_terms(p_windows, q_windows, 0, width, planes, planes_base, k, 1.0, job)
+        for j in range(width):
+            p_cells[j] = p_windows[j]
+            q_cells[j] = q_windows[j]
+        return
+    count, rows, row_count = job.col_count, job.row_size, job.row_count
+    if first:
+        p_windows[:] = 0.0
+        q_windows[:] = 0.0
+        for k in range(max(u - rows + 1, 0), min(u + 1, row_count)):
+            _change_terms(p_windows, q_windows, size, count, planes, planes_base, k, 1.0, job)
     else:
-        enters, leaves = u < job.row_count, u - job.row_size >= 0
+        enters, leaves = u < row_count, u - rows >= 0
         if not enters and not leaves:
             return
         if enters and leaves and job.bands == 1:
-            new = planes[_slot(u, 0, job)]
-            old = planes[_slot(u - job.row_size, 0, job)]
-            _slide(totals[0], new[0], old[0], rounded[0])
-            _slide(totals[1], new[1], old[1], rounded[1])
-            return
-        if enters:
-            _change_totals(totals, planes, u, True, job)
-        if leaves:
-            _change_totals(totals, planes, u - job.row_size, False, job)
-    _copy(rounded[0], totals[0])
-    _copy(rounded[1], totals[1])
-
-
-@njit(**_EXACT)
-def _input_gradient_row(row, grad, out, rstd, p, q, weight, shift):
-    for j in range(row.size):
-        g = _read(grad, j) * weight * rstd[j]
-        _write(out, j, g - p[j] - (_read(row, j) - shift) * q[j])
-
-
-@njit
-def _finish_row(job, x, grad, out, weight, n, g, u, band, first, totals, planes, cell):
-    """The gradient of input row ``u``."""
-    base = n * job.x_n + g * job.per_group * job.x_c
-    shift = _read(x, base)
-    _totals_of_row(u, first, totals, planes, cell, job)
-    rstd = planes[_slot(_window_row_of(u, job), band, job), 2]
-    for c in range(job.per_group):
-        channel = g * job.per_group + c
-        _input_gradient_row(
-            _row(x, base + c * job.x_c + u * job.x_h, job.width),
-            _row(grad, n * job.grad_n + channel * job.grad_c + u * job.grad_h, job.width),
-            _out_row(out, n, channel, u, job),
-            rstd,
-            cell[0],
-            cell[1],
-            weight[channel],
-            shift,
-        )
-
-
-@njit
-def _backward_windows(job, x, grad, out, weight, partial, n, g):
-    """A whole group: as soon as the windows that hold an input row are there, it is finished."""
-    state = _backward_state(job, weight)
-    sums, running, cell = state[:3]
-    planes = np.empty((job.slots, 3, job.width), weight.dtype)
-    totals = np.empty((2, job.width))
-    total_cell = np.empty((2, job.width), weight.dtype)
-    base = n * job.x_n + g * job.per_group * job.x_c
-    shift = np.float64(_read(x, base))
-    done = 0
-    for k in range(job.row_count):
-        rows = _moments_of_row(k, k == 0, job, x, base, shift, sums, running, cell)
-        i_begin, i_end = _first_row_of(k, job), _first_row_of(k + 1, job)
-        plane = planes[_slot(k, 0, job)]
-        _fold_rows(job, x, grad, weight, partial, n, g, rows, i_begin, i_end, state, plane)
-        ready = job.height if k == job.row_count - 1 else (k + 1) * job.row_step
-        for u in range(done, ready):
-            _finish_row(job, x, grad, out, weight, n, g, u, 0, u == 0, totals, planes, total_cell)
-        done = ready
-
-
-@njit
-def _fold_band(job, x, grad, weight, partial, planes, n, g, band):
-    """The planes of the windows that the output rows of a band use."""
-    state = _backward_state(job, weight)
-    sums, running, cell = state[:3]
-    base = n * job.x_n + g * job.per_group * job.x_c
-    shift = np.float64(_read(x, base))
-    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
-    first_k = _window_row_of(first_row, job)
-    for k in range(first_k, _window_row_of(stop_row - 1, job) + 1):
-        rows = _moments_of_row(k, k == first_k, job, x, base, shift, sums, running, cell)
-        i_begin = max(_first_row_of(k, job), first_row)
-        i_end = min(_first_row_of(k + 1, job), stop_row)
-        plane = planes[_slot(k, band, job)]
-        _fold_rows(job, x, grad, weight, partial, n, g, rows, i_begin, i_end, state, plane)
-
-
-@njit
-def _finish_band(job, x, grad, out, weight, planes, n, g, band):
-    """The gradient of the input rows of a band."""
-    totals = np.empty((2, job.width))
-    cell = np.empty((2, job.width), weight.dtype)
-    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
-    for u in range(first_row, stop_row):
-        first = u == first_row
-        _finish_row(job, x, grad, out, weight, n, g, u, band, first, totals, planes, cell)
-
-
-@njit(**_EXACT)
-def _scale_row(grad, out, rstd, weight):
-    for j in range(grad.size):
-        _write(out, j, _read(grad, j) * weight * rstd[j])
-
-
-@njit
-def _backward_detached(job, x, grad, out, weight, partial, n, g, band):
-    """No gradient through the statistics: ``dx = grad w r``."""
-    sums, running, cell, products = _backward_state(job, weight)[:4]
-    base = n * job.x_n + g * job.per_group * job.x_c
-    shift = np.float64(_read(x, base))
-    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
-    first_k = _window_row_of(first_row, job)
-    for k in range(first_k, _window_row_of(stop_row - 1, job) + 1):
-        _moments_of_row(k, k == first_k, job, x, base, shift, sums, running, cell)
-        for i in range(
-            max(_first_row_of(k, job), first_row), min(_first_row_of(k + 1, job), stop_row)
-        ):
-            for c in range(job.per_group):
-                channel = g * job.per_group + c
-                row = _row(x, base + c * job.x_c + i * job.x_h, job.width)
-                grad_row = _row(
-                    grad, n * job.grad_n + channel * job.grad_c + i * job.grad_h, job.width
+            new = planes_base + _plane_of(u, 0, job)
+            old = planes_base + _plane_of(u - rows, 0, job)
+            line = width + ROOM
+            _exchange_terms(p_windows, size, count, planes, new, old)
+            _exchange_terms(q_windows, size, count, planes, new + line, old + line)
+        else:
+            if enters:
+                _change_terms(p_windows, q_windows, size, count, planes, planes_base, u, 1.0, job)
+            if leaves:
+                _change_terms(
+                    p_windows, q_windows, size, count, planes, planes_base, u - rows, -1.0, job
                 )
-                products[:] = 0.0
-                sum_grad, sum_grad_normed = _add_products(
-                    row,
-                    grad_row,
-                    cell[0],
-                    cell[1],
-                    cell[2],
-                    weight[channel],
-                    products[0],
-                    products[1],
-                )
-                partial[0, channel] += sum_grad_normed
-                partial[1, channel] += sum_grad
-                _scale_row(grad_row, _out_row(out, n, channel, i, job), cell[2], weight[channel])
+    _sum_over_holders(p_windows, p_cells, size, width)
+    _sum_over_holders(q_windows, q_cells, size, width)
 
 
-# ---------------------------------------------------------------- the whole map
-#
-# One statistic per group.  ``planes`` holds the sums of each band where there is more than one.
-# Where the cells of a group lie in one piece they are one run; otherwise a run is a row.
-
-
-@njit
-def _is_one_piece(job, channel_stride):
-    return job.height == 1 and channel_stride == job.width
-
-
-@njit(**_SUMS)
-def _sum_run(run, shift):
-    total = 0.0
-    squares = 0.0
-    for j in range(run.size):
-        value = np.float64(_read(run, j)) - shift
-        total += value
-        squares += value * value
-    return total, squares
-
-
-@njit(**_SUMS)
-def _add_run_products(run, grad, shift, sums):
-    """Add the sums of grad and grad x of each channel of a run to ``sums`` ``[2 channels]``."""
-    channels = sums.size // 2
-    n = run.size // channels
+@njit(**_INLINE)
+def _input_gradient_at(
+    x, base, x_c, grad, grad_base, grad_c, out, out_base, out_c, rstd, rstd_at, p_cells, q_cells,
+    weight, first, channels, shift, j, cells,
+):  # fmt: skip
+    r = _load(rstd, rstd_at + j, None)
+    p, q = _load(p_cells, j, None), _load(q_cells, j, None)
     for c in range(channels):
-        sum_grad = 0.0
-        products = 0.0
-        for j in range(n):
-            g = np.float64(_read(grad, c * n + j))
-            sum_grad += g
-            products += g * (np.float64(_read(run, c * n + j)) - shift)
-        sums[2 * c] += sum_grad
-        sums[2 * c + 1] += products
+        scaled = _load(grad, grad_base + c * grad_c + j, cells) * (r * _splat(weight[first + c]))
+        shifted = _load(x, base + c * x_c + j, cells) - shift
+        _store(out, out_base + c * out_c + j, cells, scaled - p - shifted * q)
 
 
-@njit(**_EXACT)
-def _normalize_run(run, out, high, low, rstd, weight, bias):
-    n = run.size // weight.size
-    for c in range(weight.size):
-        scale = rstd * weight[c]
-        for j in range(n):
-            _write(out, c * n + j, (_read(run, c * n + j) - high - low) * scale + bias[c])
+@njit(**_INLINE)
+def _finish_row(
+    job, x, grad, out, weight, shift, planes, planes_base, p_windows, q_windows, p_cells, q_cells,
+    n, g, u, band, first_row,
+):  # fmt: skip
+    """The gradient of input row ``u``."""
+    _terms_of_row(u, first_row, job, planes, planes_base, p_windows, q_windows, p_cells, q_cells)
+    width, channels, first = job.width, job.per_group, g * job.per_group
+    line = width + ROOM
+    rstd_at = planes_base + _plane_of(_window_row_of(u, job), band, job) + 2 * line
+    whole = width - width % LANES
+    x_c, grad_c, out_c = job.x_c, job.grad_c, job.height * width
+    base = n * job.x_n + first * x_c + u * job.x_h
+    grad_base = n * job.grad_n + first * grad_c + u * job.grad_h
+    out_base = (n * job.channels + first) * out_c + u * width
+    shifts = _splat(p_cells.dtype.type(shift))
+    for j in range(0, whole, LANES):
+        _input_gradient_at(
+            x, base, x_c, grad, grad_base, grad_c, out, out_base, out_c, planes, rstd_at,
+            p_cells, q_cells, weight, first, channels, shifts, j, None,
+        )  # fmt: skip
+    if whole < width:
+        _input_gradient_at(
+            x, base, x_c, grad, grad_base, grad_c, out, out_base, out_c, planes, rstd_at,
+            p_cells, q_cells, weight, first, channels, shifts, whole, width - whole,
+        )  # fmt: skip
 
 
-@njit(**_EXACT)
-def _input_gradient_run(run, grad, out, rstd, weight, q, constant, shift):
-    n = run.size // weight.size
-    for c in range(weight.size):
-        scale = rstd * weight[c]
-        for j in range(n):
-            value = _read(run, c * n + j) - shift
-            _write(out, c * n + j, _read(grad, c * n + j) * scale - value * q - constant)
-
-
-@njit
-def _map_moments(total, squares, job):
-    """Mean (from the shift) and variance of a whole group; the divisor of the variance."""
-    n = job.per_group * job.height * job.width
-    mean = total / n
-    divisor = max(n - job.unbiased, 1)
-    variance = (squares - total * mean) / divisor
-    return mean, 0.0 if variance < 0.0 else variance, divisor
-
-
-@njit
-def _sum_map(job, x, n, g, band, sums):
-    """Sums of ``x`` and its square, from the shift, over a band of a group."""
-    base = n * job.x_n + g * job.per_group * job.x_c
-    shift = np.float64(_read(x, base))
-    if _is_one_piece(job, job.x_c):
-        sums[0], sums[1] = _sum_run(_row(x, base, job.per_group * job.width), shift)
-        return
-    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
-    sums[0] = 0.0
-    sums[1] = 0.0
+@njit(**_INLINE)
+def _scale_row(job, grad, out, weight, rstd, n, g, i):
+    """The gradient of row ``i`` where none goes through the statistics: ``grad w r``."""
+    width, first = job.width, g * job.per_group
     for c in range(job.per_group):
-        for i in range(first_row, stop_row):
-            total, squares = _sum_run(_row(x, base + c * job.x_c + i * job.x_h, job.width), shift)
-            sums[0] += total
-            sums[1] += squares
+        w = weight[first + c]
+        base = n * job.grad_n + (first + c) * job.grad_c + i * job.grad_h
+        out_base = ((n * job.channels + first + c) * job.height + i) * width
+        for j in range(0, width, LANES):
+            cells = min(LANES, width - j)
+            value = _load(grad, base + j, cells) * (_load(rstd, j, None) * _splat(w))
+            _store(out, out_base + j, cells, value)
 
 
-@njit
-def _forward_map(job, x, out, weight, bias, n, g, band, total, squares):
-    """Normalize a band of a group with the sums of the whole group."""
-    base = n * job.x_n + g * job.per_group * job.x_c
-    mean, variance, _ = _map_moments(total, squares, job)
-    mean += np.float64(_read(x, base))
-    high = weight.dtype.type(mean)
-    low = weight.dtype.type(mean - high)
-    rstd = weight.dtype.type(1.0 / np.sqrt(variance + job.eps))
-    first = g * job.per_group
-    if _is_one_piece(job, job.x_c):
-        size = job.per_group * job.width
-        _normalize_run(
-            _row(x, base, size),
-            _row(out, (n * job.channels + first) * job.width, size),
-            high,
-            low,
-            rstd,
-            _row(weight, first, job.per_group),
-            _row(bias, first, job.per_group),
-        )
-        return
+# What a task of the backward does: everything for its group; the same without gradient through
+# the statistics; or, for a band of a group, its planes first and when all have these, the gradient.
+WHOLE, DETACHED, FOLD, FINISH = range(4)
+
+
+@njit(**_PLAIN)
+def _backward_task(
+    job, x, grad, out, weight, partial, planes, planes_base, sums, squares, high, low, a, b,
+    lane_sums, totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
+):  # fmt: skip
+    stage = job.stage
+    first_channel = g * job.per_group
+    base = n * job.x_n + first_channel * job.x_c
+    shift = _shift_of(x, base)
     first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
-    for channel in range(first, first + job.per_group):
-        for i in range(first_row, stop_row):
-            _normalize_run(
-                _row(x, n * job.x_n + channel * job.x_c + i * job.x_h, job.width),
-                _out_row(out, n, channel, i, job),
-                high,
-                low,
-                rstd,
-                _row(weight, channel, 1),
-                _row(bias, channel, 1),
+    first_k = _window_row_of(first_row, job)
+    last_k = first_k if stage == FINISH else _window_row_of(stop_row - 1, job)
+    _fill(totals, 0, totals.size, 0.0)
+    done = first_row
+    for k in range(first_k, last_k + 1):
+        ready = stop_row if stage == FINISH else done
+        if stage != FINISH:
+            plane = planes_base if stage == DETACHED else planes_base + _plane_of(k, band, job)
+            rstd_at = plane + 2 * (job.width + ROOM)
+            rows = _moments_of_row(
+                k, k == first_k, job, x, base, shift, sums, squares, high, low, planes, rstd_at
             )
-
-
-@njit
-def _sum_map_products(job, x, grad, n, g, band, sums):
-    """Sums over a band of a group: x and x^2, then for each channel grad and grad x."""
-    _sum_map(job, x, n, g, band, sums)
-    first = g * job.per_group
-    base, grad_base = n * job.x_n + first * job.x_c, n * job.grad_n + first * job.grad_c
-    shift = np.float64(_read(x, base))
-    sums[2:] = 0.0
-    if _is_one_piece(job, job.x_c) and _is_one_piece(job, job.grad_c):
-        size = job.per_group * job.width
-        _add_run_products(_row(x, base, size), _row(grad, grad_base, size), shift, sums[2:])
-        return
-    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
-    for c in range(job.per_group):
-        for i in range(first_row, stop_row):
-            _add_run_products(
-                _row(x, base + c * job.x_c + i * job.x_h, job.width),
-                _row(grad, grad_base + c * job.grad_c + i * job.grad_h, job.width),
-                shift,
-                sums[2 + 2 * c : 4 + 2 * c],
-            )
-
-
-@njit
-def _backward_map(job, x, grad, out, weight, partial, n, g, band, sums):
-    """The gradient of a band of a group from the sums of the whole group."""
-    first = g * job.per_group
-    base, grad_base = n * job.x_n + first * job.x_c, n * job.grad_n + first * job.grad_c
-    shift = _read(x, base)
-    mean, variance, divisor = _map_moments(sums[0], sums[1], job)
-    exact_rstd = 1.0 / np.sqrt(variance + job.eps)
-    a = 0.0
-    b = 0.0
-    for c in range(job.per_group):
-        sum_grad = sums[2 + 2 * c]
-        centred = sums[3 + 2 * c] - mean * sum_grad
-        a += weight[first + c] * sum_grad
-        b += weight[first + c] * centred
-        if band == 0:
-            partial[0, first + c] = centred * exact_rstd
-            partial[1, first + c] = sum_grad
-    exact_q = exact_rstd * exact_rstd * exact_rstd * b / divisor
-    n_cells = job.per_group * job.height * job.width
-    constant = weight.dtype.type(exact_rstd * a / n_cells - mean * exact_q)
-    rstd, q = weight.dtype.type(exact_rstd), weight.dtype.type(exact_q)
-    if _is_one_piece(job, job.x_c) and _is_one_piece(job, job.grad_c):
-        size = job.per_group * job.width
-        _input_gradient_run(
-            _row(x, base, size),
-            _row(grad, grad_base, size),
-            _row(out, (n * job.channels + first) * job.width, size),
-            rstd,
-            _row(weight, first, job.per_group),
-            q,
-            constant,
-            shift,
-        )
-        return
-    first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
-    for c in range(job.per_group):
-        for i in range(first_row, stop_row):
-            _input_gradient_run(
-                _row(x, base + c * job.x_c + i * job.x_h, job.width),
-                _row(grad, grad_base + c * job.grad_c + i * job.grad_h, job.width),
-                _out_row(out, n, first + c, i, job),
-                rstd,
-                _row(weight, first + c, 1),
-                q,
-                constant,
-                shift,
-            )
+            i_begin = max(_first_row_of(k, job), first_row)
+            i_end = min(_first_row_of(k + 1, job), stop_row)
+            if stage == DETACHED:
+                _add_products(
+                    job, x, grad, weight, high, low, planes, rstd_at, a, b, lane_sums, totals,
+                    n, g, i_begin, i_end,
+                )  # fmt: skip
+                for i in range(i_begin, i_end):
+                    _scale_row(job, grad, out, weight, planes[rstd_at:], n, g, i)
+            else:
+                _fold_rows(
+                    job, x, grad, weight, rows, i_begin, i_end, shift, high, low, planes, plane,
+                    a, b, lane_sums, totals, n, g,
+                )  # fmt: skip
+            if stage == WHOLE:
+                # An input row is finished as soon as all windows that hold it are there.
+                ready = job.height if k == job.row_count - 1 else (k + 1) * job.row_step
+        for u in range(done, ready):
+            _finish_row(
+                job, x, grad, out, weight, shift, planes, planes_base, p_windows, q_windows,
+                p_cells, q_cells, n, g, u, band, u == first_row,
+            )  # fmt: skip
+        done = ready
+    if stage != FINISH:
+        for c in range(job.per_group):
+            partial[0, first_channel + c] = _total(_load(totals, (2 * c + 1) * LANES, None))
+            partial[1, first_channel + c] = _total(_load(totals, 2 * c * LANES, None))
 
 
 # ---------------------------------------------------------------- entry points
 
-# The stages of a job: what each task does.
-WINDOWS, MAP, MAP_SUMS, MAP_FROM_SUMS, DETACHED, FOLD, FINISH = range(7)
-
-_MANY = 1 << 48  # the arrays of a job are only ever read through slices
+_MANY = 1 << 48  # length of arrays that come as an address
 
 
-@njit
-def _forward_task(job, x, out, weight, bias, sums, n, g, band):
-    if job.stage == WINDOWS:
-        _forward_windows(job, x, out, weight, bias, n, g, band)
-        return
-    group_sums = sums[n * (job.channels // job.per_group) + g]
-    if job.stage == MAP:
-        local = np.empty(2)
-        _sum_map(job, x, n, g, 0, local)
-        _forward_map(job, x, out, weight, bias, n, g, 0, local[0], local[1])
-    elif job.stage == MAP_SUMS:
-        _sum_map(job, x, n, g, band, group_sums[band])
-    else:
-        total, squares = group_sums[:, 0].sum(), group_sums[:, 1].sum()
-        _forward_map(job, x, out, weight, bias, n, g, band, total, squares)
-
-
-@njit
-def _backward_task(job, x, grad, out, weight, partial, planes, sums, n, g, band):
-    group = n * (job.channels // job.per_group) + g
-    if job.stage == WINDOWS:
-        _backward_windows(job, x, grad, out, weight, partial, n, g)
-    elif job.stage == DETACHED:
-        _backward_detached(job, x, grad, out, weight, partial, n, g, band)
-    elif job.stage == FOLD:
-        _fold_band(job, x, grad, weight, partial, planes[group], n, g, band)
-    elif job.stage == FINISH:
-        _finish_band(job, x, grad, out, weight, planes[group], n, g, band)
-    elif job.stage == MAP:
-        local = np.empty(2 + 2 * job.per_group)
-        _sum_map_products(job, x, grad, n, g, 0, local)
-        _backward_map(job, x, grad, out, weight, partial, n, g, 0, local)
-    elif job.stage == MAP_SUMS:
-        _sum_map_products(job, x, grad, n, g, band, sums[group, band])
-    else:
-        total = np.zeros(2 + 2 * job.per_group)
-        for other in range(job.bands):
-            total += sums[group, other]
-        _backward_map(job, x, grad, out, weight, partial, n, g, band, total)
+@njit(**_PLAIN)
+def _row_buffers(job, one):
+    """Column sums and squares; mean of cells, high and low: see :func:`_moments_of_row`."""
+    cells = job.width + ROOM
+    sums, squares = np.zeros(_LEFT + cells), np.zeros(_LEFT + cells)
+    return sums, squares, np.zeros(cells, one.dtype), np.zeros(cells, one.dtype)
 
 
 def compile_forward(element: Any, working: Any) -> Any:
@@ -1034,14 +898,18 @@ def compile_forward(element: Any, working: Any) -> Any:
         out = carray(_pointer(job.out_ptr), _MANY, element)
         weight = carray(_pointer(job.weight_ptr), job.channels, working)
         bias = carray(_pointer(job.bias_ptr), job.channels, working)
+        sums, squares, high, low = _row_buffers(job, weight)
+        rstd = np.zeros(job.width + ROOM, working)
         groups = job.channels // job.per_group
-        sums = carray(_pointer(job.planes_ptr), (job.samples * groups, job.bands, 2), np.float64)
         while True:
             task = _take_task(address)
             if task >= job.samples * groups * job.bands:
                 return
             group, band = task // job.bands, task % job.bands
-            _forward_task(job, x, out, weight, bias, sums, group // groups, group % groups, band)
+            _forward_task(
+                job, x, out, weight, bias, sums, squares, high, low, rstd,
+                group // groups, group % groups, band,
+            )  # fmt: skip
 
     return _compiled(body)
 
@@ -1058,22 +926,30 @@ def compile_backward(element: Any, working: Any) -> Any:
         partial = carray(
             _pointer(job.partial_ptr), (job.bands, job.samples, 2, job.channels), np.float64
         )
+        sums, squares, high, low = _row_buffers(job, weight)
+        cells = job.width + ROOM
+        a, b = np.zeros(cells), np.zeros(cells)
+        p_windows, q_windows = np.zeros(job.col_size + cells), np.zeros(job.col_size + cells)
+        p_cells, q_cells = np.zeros(cells, working), np.zeros(cells, working)
+        lane_sums = np.zeros(2 * LANES * job.per_group, working)
+        totals = np.zeros(2 * LANES * job.per_group)
+        per_group = job.slots * 3 * cells
+        shared = job.stage == FOLD or job.stage == FINISH
+        planes = carray(_pointer(job.planes_ptr), _MANY, working)
+        if not shared:
+            planes = np.empty(per_group, working)
         groups = job.channels // job.per_group
-        planes = carray(
-            _pointer(job.planes_ptr), (job.samples * groups, job.slots, 3, job.width), working
-        )
-        sums = carray(
-            _pointer(job.planes_ptr),
-            (job.samples * groups, job.bands, 2 + 2 * job.per_group),
-            np.float64,
-        )
         while True:
             task = _take_task(address)
             if task >= job.samples * groups * job.bands:
                 return
             group, band = task // job.bands, task % job.bands
             n, g = group // groups, group % groups
-            _backward_task(job, x, grad, out, weight, partial[band, n], planes, sums, n, g, band)
+            _backward_task(
+                job, x, grad, out, weight, partial[band, n], planes,
+                group * per_group if shared else 0, sums, squares, high, low, a, b, lane_sums,
+                totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
+            )  # fmt: skip
 
     return _compiled(body)
 
