@@ -65,7 +65,7 @@ VARIED = {2: "groups", 3: "c_group", 4: "window"}
 XAXES = {
     "groups": "groups of GN (C: one per channel)",
     "c_group": "channels per group of LCN",
-    "window": "window of LCN, in cells of a feature map at full scale",
+    "window": "window of LCN (cells of the map)",
 }
 BASES = {3: "table3_c2", 4: "table4_w227"}
 """The row that differences are taken to where GN was not run."""
