@@ -399,16 +399,11 @@ def _first_window_row(sums, squares, x, base, start, stop, job, shift):
 
 
 @njit(**_INLINE)
-def _exchange_rows_at(sums, squares, x, new, old, channel_stride, channels, twice, j, cells):
-    total = _load(sums, _LEFT + j, None)
-    square = _load(squares, _LEFT + j, None)
-    for c in range(channels):
-        a = _wide(_load(x, new + c * channel_stride + j, cells))
-        b = _wide(_load(x, old + c * channel_stride + j, cells))
-        change = a - b
-        total = total + change
-        square = square + change * (a + b - twice)
-    _store(sums, _LEFT + j, None, total)
+def _exchange_row_at(sums, squares, x, new, old, twice, j, cells):
+    a, b = _wide(_load(x, new + j, cells)), _wide(_load(x, old + j, cells))
+    change = a - b
+    _store(sums, _LEFT + j, None, _load(sums, _LEFT + j, None) + change)
+    square = _load(squares, _LEFT + j, None) + change * (a + b - twice)
     _store(squares, _LEFT + j, None, square)
 
 
@@ -418,16 +413,15 @@ def _next_window_row(sums, squares, x, base, start, stop, job, shift):
 
     The squares change by a product of sum and difference.
     """
-    width, channel_stride, channels = job.width, job.x_c, job.per_group
+    width, twice = job.width, _splat(2.0 * shift)
     whole = width - width % LANES
-    old, new = base + (start - 1) * job.x_h, base + (stop - 1) * job.x_h
-    twice = _splat(2.0 * shift)
-    for j in range(0, whole, LANES):
-        _exchange_rows_at(sums, squares, x, new, old, channel_stride, channels, twice, j, None)
-    if whole < width:
-        _exchange_rows_at(
-            sums, squares, x, new, old, channel_stride, channels, twice, whole, width - whole
-        )
+    for c in range(job.per_group):
+        old = base + c * job.x_c + (start - 1) * job.x_h
+        new = base + c * job.x_c + (stop - 1) * job.x_h
+        for j in range(0, whole, LANES):
+            _exchange_row_at(sums, squares, x, new, old, twice, j, None)
+        if whole < width:
+            _exchange_row_at(sums, squares, x, new, old, twice, whole, width - whole)
 
 
 @njit(**_INLINE)
@@ -510,34 +504,24 @@ def _moments_of_row(k, first, job, x, base, shift, sums, squares, high, low, rst
 
 
 @njit(**_INLINE)
-def _normalize_at(
-    x, base, x_c, out, out_base, out_c, high, low, rstd, weight, bias, first, channels, j, cells
-):
-    h, l, r = _load(high, j, None), _load(low, j, None), _load(rstd, j, None)
-    for c in range(channels):
-        centred = _load(x, base + c * x_c + j, cells) - h - l
-        scaled = centred * (r * _splat(weight[first + c])) + _splat(bias[first + c])
-        _store(out, out_base + c * out_c + j, cells, scaled)
+def _normalize_at(x, base, out, out_base, high, low, rstd, weight, bias, j, cells):
+    centred = _load(x, base + j, cells) - _load(high, j, None) - _load(low, j, None)
+    _store(out, out_base + j, cells, centred * (_load(rstd, j, None) * weight) + bias)
 
 
 @njit(**_INLINE)
 def _normalize_row(job, x, out, high, low, rstd, weight, bias, n, g, i):
     """Output row ``i`` of a group."""
-    width, channels, first = job.width, job.per_group, g * job.per_group
+    width, height = job.width, job.height
     whole = width - width % LANES
-    x_c, out_c = job.x_c, job.height * width
-    base = n * job.x_n + first * x_c + i * job.x_h
-    out_base = (n * job.channels + first) * out_c + i * width
-    for j in range(0, whole, LANES):
-        _normalize_at(
-            x, base, x_c, out, out_base, out_c, high, low, rstd, weight, bias, first, channels,
-            j, None,
-        )  # fmt: skip
-    if whole < width:
-        _normalize_at(
-            x, base, x_c, out, out_base, out_c, high, low, rstd, weight, bias, first, channels,
-            whole, width - whole,
-        )  # fmt: skip
+    for channel in range(g * job.per_group, (g + 1) * job.per_group):
+        base = n * job.x_n + channel * job.x_c + i * job.x_h
+        out_base = ((n * job.channels + channel) * height + i) * width
+        w, b = _splat(weight[channel]), _splat(bias[channel])
+        for j in range(0, whole, LANES):
+            _normalize_at(x, base, out, out_base, high, low, rstd, w, b, j, None)
+        if whole < width:
+            _normalize_at(x, base, out, out_base, high, low, rstd, w, b, whole, width - whole)
 
 
 @njit(**_PLAIN)
@@ -567,50 +551,45 @@ def _forward_task(job, x, out, weight, bias, sums, squares, high, low, rstd, n, 
 
 @njit(**_INLINE)
 def _products_at(
-    x, base, x_c, grad, grad_base, grad_c, high, low, rstd, rstd_at, weight, first, channels,
-    a, b, lane_sums, j, cells,
-):  # fmt: skip
-    h, l, r = _load(high, j, None), _load(low, j, None), _load(rstd, rstd_at + j, None)
-    sum_a = _splat(high.dtype.type(0))
-    sum_b = sum_a
-    for c in range(channels):
-        w = _splat(weight[first + c])
-        sums, sums_normed = 2 * c * LANES, (2 * c + 1) * LANES
-        g = _load(grad, grad_base + c * grad_c + j, cells)
-        gd = g * (_load(x, base + c * x_c + j, cells) - h - l)
-        sum_a = sum_a + g * w
-        sum_b = sum_b + gd * w
-        _store(lane_sums, sums, None, _load(lane_sums, sums, None) + g)
-        _store(lane_sums, sums_normed, None, _load(lane_sums, sums_normed, None) + gd * r)
-    _store(a, j, None, _load(a, j, None) + _wide(sum_a))
-    _store(b, j, None, _load(b, j, None) + _wide(sum_b))
+    x, base, grad, grad_base, high, low, rstd, rstd_at, w, a, b, sum_grad, sum_normed, j, cells
+):
+    g = _load(grad, grad_base + j, cells)
+    gd = g * (_load(x, base + j, cells) - _load(high, j, None) - _load(low, j, None))
+    _store(a, j, None, _load(a, j, None) + _wide(g * w))
+    _store(b, j, None, _load(b, j, None) + _wide(gd * w))
+    return sum_grad + g, sum_normed + gd * _load(rstd, rstd_at + j, None)
 
 
 @njit(**_INLINE)
 def _add_products(
-    job, x, grad, weight, high, low, rstd, rstd_at, a, b, lane_sums, totals, n, g, i_begin, i_end
+    job, x, grad, weight, high, low, rstd, rstd_at, a, b, totals, n, g, i_begin, i_end
 ):
     """Add A and B of each cell of the output rows to ``a`` and ``b``, and the sums of grad and
     grad d r of each channel to ``totals``; those of one row in the working precision."""
-    width, channels, first = job.width, job.per_group, g * job.per_group
-    x_c, grad_c = job.x_c, job.grad_c
+    width = job.width
     whole = width - width % LANES
     for i in range(i_begin, i_end):
-        base = n * job.x_n + first * x_c + i * job.x_h
-        grad_base = n * job.grad_n + first * grad_c + i * job.grad_h
-        _fill(lane_sums, 0, lane_sums.size, lane_sums.dtype.type(0))
-        for j in range(0, whole, LANES):
-            _products_at(
-                x, base, x_c, grad, grad_base, grad_c, high, low, rstd, rstd_at, weight, first,
-                channels, a, b, lane_sums, j, None,
-            )  # fmt: skip
-        if whole < width:
-            _products_at(
-                x, base, x_c, grad, grad_base, grad_c, high, low, rstd, rstd_at, weight, first,
-                channels, a, b, lane_sums, whole, width - whole,
-            )  # fmt: skip
-        for s in range(0, lane_sums.size, LANES):
-            _store(totals, s, None, _load(totals, s, None) + _wide(_load(lane_sums, s, None)))
+        for c in range(job.per_group):
+            channel = g * job.per_group + c
+            base = n * job.x_n + channel * job.x_c + i * job.x_h
+            grad_base = n * job.grad_n + channel * job.grad_c + i * job.grad_h
+            w = _splat(weight[channel])
+            sum_grad = _splat(high.dtype.type(0))
+            sum_normed = sum_grad
+            for j in range(0, whole, LANES):
+                sum_grad, sum_normed = _products_at(
+                    x, base, grad, grad_base, high, low, rstd, rstd_at, w, a, b,
+                    sum_grad, sum_normed, j, None,
+                )  # fmt: skip
+            if whole < width:
+                sum_grad, sum_normed = _products_at(
+                    x, base, grad, grad_base, high, low, rstd, rstd_at, w, a, b,
+                    sum_grad, sum_normed, whole, width - whole,
+                )  # fmt: skip
+            at = 2 * c * LANES
+            _store(totals, at, None, _load(totals, at, None) + _wide(sum_grad))
+            at += LANES
+            _store(totals, at, None, _load(totals, at, None) + _wide(sum_normed))
 
 
 @njit(**_INLINE)
@@ -647,8 +626,8 @@ def _tile_terms(a, b, high, low, rstd, rstd_at, planes, p_at, q_at, job, rows, s
 
 @njit(**_INLINE)
 def _fold_rows(
-    job, x, grad, weight, rows, i_begin, i_end, shift, high, low, planes, plane, a, b, lane_sums,
-    totals, n, g,
+    job, x, grad, weight, rows, i_begin, i_end, shift, high, low, planes, plane, a, b, totals,
+    n, g,
 ):  # fmt: skip
     """A row of planes, at index ``plane``, from the output rows that share a row of windows; r of
     the cells is there already."""
@@ -658,7 +637,7 @@ def _fold_rows(
     _fill(a, 0, a.size, 0.0)
     _fill(b, 0, b.size, 0.0)
     _add_products(
-        job, x, grad, weight, high, low, planes, rstd_at, a, b, lane_sums, totals, n, g,
+        job, x, grad, weight, high, low, planes, rstd_at, a, b, totals, n, g,
         i_begin, i_end,
     )  # fmt: skip
     if job.tiled:
@@ -767,15 +746,12 @@ def _terms_of_row(u, first, job, planes, planes_base, p_windows, q_windows, p_ce
 
 @njit(**_INLINE)
 def _input_gradient_at(
-    x, base, x_c, grad, grad_base, grad_c, out, out_base, out_c, rstd, rstd_at, p_cells, q_cells,
-    weight, first, channels, shift, j, cells,
-):  # fmt: skip
-    r = _load(rstd, rstd_at + j, None)
-    p, q = _load(p_cells, j, None), _load(q_cells, j, None)
-    for c in range(channels):
-        scaled = _load(grad, grad_base + c * grad_c + j, cells) * (r * _splat(weight[first + c]))
-        shifted = _load(x, base + c * x_c + j, cells) - shift
-        _store(out, out_base + c * out_c + j, cells, scaled - p - shifted * q)
+    x, base, grad, grad_base, out, out_base, rstd, rstd_at, p_cells, q_cells, w, shift, j, cells
+):
+    scaled = _load(grad, grad_base + j, cells) * (_load(rstd, rstd_at + j, None) * w)
+    shifted = _load(x, base + j, cells) - shift
+    gradient = scaled - _load(p_cells, j, None) - shifted * _load(q_cells, j, None)
+    _store(out, out_base + j, cells, gradient)
 
 
 @njit(**_INLINE)
@@ -785,25 +761,25 @@ def _finish_row(
 ):  # fmt: skip
     """The gradient of input row ``u``."""
     _terms_of_row(u, first_row, job, planes, planes_base, p_windows, q_windows, p_cells, q_cells)
-    width, channels, first = job.width, job.per_group, g * job.per_group
-    line = width + ROOM
-    rstd_at = planes_base + _plane_of(_window_row_of(u, job), band, job) + 2 * line
+    width, height = job.width, job.height
+    rstd_at = planes_base + _plane_of(_window_row_of(u, job), band, job) + 2 * (width + ROOM)
     whole = width - width % LANES
-    x_c, grad_c, out_c = job.x_c, job.grad_c, job.height * width
-    base = n * job.x_n + first * x_c + u * job.x_h
-    grad_base = n * job.grad_n + first * grad_c + u * job.grad_h
-    out_base = (n * job.channels + first) * out_c + u * width
     shifts = _splat(p_cells.dtype.type(shift))
-    for j in range(0, whole, LANES):
-        _input_gradient_at(
-            x, base, x_c, grad, grad_base, grad_c, out, out_base, out_c, planes, rstd_at,
-            p_cells, q_cells, weight, first, channels, shifts, j, None,
-        )  # fmt: skip
-    if whole < width:
-        _input_gradient_at(
-            x, base, x_c, grad, grad_base, grad_c, out, out_base, out_c, planes, rstd_at,
-            p_cells, q_cells, weight, first, channels, shifts, whole, width - whole,
-        )  # fmt: skip
+    for channel in range(g * job.per_group, (g + 1) * job.per_group):
+        base = n * job.x_n + channel * job.x_c + u * job.x_h
+        grad_base = n * job.grad_n + channel * job.grad_c + u * job.grad_h
+        out_base = ((n * job.channels + channel) * height + u) * width
+        w = _splat(weight[channel])
+        for j in range(0, whole, LANES):
+            _input_gradient_at(
+                x, base, grad, grad_base, out, out_base, planes, rstd_at, p_cells, q_cells, w,
+                shifts, j, None,
+            )  # fmt: skip
+        if whole < width:
+            _input_gradient_at(
+                x, base, grad, grad_base, out, out_base, planes, rstd_at, p_cells, q_cells, w,
+                shifts, whole, width - whole,
+            )  # fmt: skip
 
 
 @njit(**_INLINE)
@@ -828,7 +804,7 @@ WHOLE, DETACHED, FOLD, FINISH = range(4)
 @njit(**_PLAIN)
 def _backward_task(
     job, x, grad, out, weight, partial, planes, planes_base, sums, squares, high, low, a, b,
-    lane_sums, totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
+    totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
 ):  # fmt: skip
     stage = job.stage
     first_channel = g * job.per_group
@@ -851,7 +827,7 @@ def _backward_task(
             i_end = min(_first_row_of(k + 1, job), stop_row)
             if stage == DETACHED:
                 _add_products(
-                    job, x, grad, weight, high, low, planes, rstd_at, a, b, lane_sums, totals,
+                    job, x, grad, weight, high, low, planes, rstd_at, a, b, totals,
                     n, g, i_begin, i_end,
                 )  # fmt: skip
                 for i in range(i_begin, i_end):
@@ -859,7 +835,7 @@ def _backward_task(
             else:
                 _fold_rows(
                     job, x, grad, weight, rows, i_begin, i_end, shift, high, low, planes, plane,
-                    a, b, lane_sums, totals, n, g,
+                    a, b, totals, n, g,
                 )  # fmt: skip
             if stage == WHOLE:
                 # An input row is finished as soon as all windows that hold it are there.
@@ -931,7 +907,6 @@ def compile_backward(element: Any, working: Any) -> Any:
         a, b = np.zeros(cells), np.zeros(cells)
         p_windows, q_windows = np.zeros(job.col_size + cells), np.zeros(job.col_size + cells)
         p_cells, q_cells = np.zeros(cells, working), np.zeros(cells, working)
-        lane_sums = np.zeros(2 * LANES * job.per_group, working)
         totals = np.zeros(2 * LANES * job.per_group)
         per_group = job.slots * 3 * cells
         shared = job.stage == FOLD or job.stage == FINISH
@@ -947,7 +922,7 @@ def compile_backward(element: Any, working: Any) -> Any:
             n, g = group // groups, group % groups
             _backward_task(
                 job, x, grad, out, weight, partial[band, n], planes,
-                group * per_group if shared else 0, sums, squares, high, low, a, b, lane_sums,
+                group * per_group if shared else 0, sums, squares, high, low, a, b,
                 totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
             )  # fmt: skip
 
