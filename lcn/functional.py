@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import operator
-from .kernels import reference
+from .kernels import memory_format_of, reference
 from .window import RULES, covers_map, window_pair
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
@@ -92,7 +92,7 @@ def _group_norm(
         values = x.to(widest)
         weight = None if weight is None else weight.to(widest)
         bias = None if bias is None else bias.to(widest)
-    memory_format = operator.memory_format_of(x)
+    memory_format = memory_format_of(x)
     values = values.contiguous(memory_format=memory_format)
     groups = c // channels_per_group
     y = torch.native_group_norm(values, weight, bias, n, c, h * w, groups, eps)[0]

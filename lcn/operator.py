@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernels import memory_format_of
 from .kernels.select import select_kernel
 
 _ARGUMENTS = "int channels_per_group, int p, int q, float eps, str rule, str backend"
@@ -28,16 +29,7 @@ _backward_operator = torch.ops.lcn.local_context_norm_backward.default
 
 
 def _empty_output(x: Tensor) -> Tensor:
-    """Channels-last for a channels-last input, contiguous for any other."""
     return torch.empty_like(x, memory_format=memory_format_of(x))
-
-
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Of the result for ``x``."""
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    if is_channels_last and not x.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 @torch.library.impl("lcn::local_context_norm", ("CPU", "CUDA"))

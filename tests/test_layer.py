@@ -272,6 +272,20 @@ def test_window_covering_the_map_equals_group_layer_and_instance_norm(window, ba
         torch.testing.assert_close(ours, theirs(x), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(2, 48, 7, 19), (1, 18, 5, 40), (3, 64, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_channels_last_changes_no_bit(dtype, shape):
+    x, weight, bias, grad = tensors(*shape, dtype, offset=1.0)
+    options = {"channels_per_group": 2, "window": 5, "backend": "cpu"}
+    layer = lambda x, *affine: local_context_norm(x, *affine, **options)  # noqa: E731
+    plain = outputs(layer, x, weight, bias, grad)
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    ours = outputs(layer, x, weight, bias, grad)
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    assert ours[1].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("affine", [torch.float64, torch.float32, torch.bfloat16, None])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

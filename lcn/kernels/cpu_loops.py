@@ -253,6 +253,51 @@ def _as(typing_context, value, like):
     return like(value, like), codegen
 
 
+@intrinsic
+def _load_stored(typing_context, array, j):
+    """``array[j : j + LANES]`` as it is stored."""
+
+    def codegen(context, builder, signature, args):
+        pointer, vector, _ = _access(context, builder, array, args[0], args[1], None)
+        return builder.load(pointer, align=_BYTES[vector.element])
+
+    return Vector(array.dtype)(array, types.int64), codegen
+
+
+@intrinsic
+def _store_stored(typing_context, array, j, value):
+    def codegen(context, builder, signature, args):
+        pointer, vector, _ = _access(context, builder, array, args[0], args[1], None)
+        builder.store(args[2], pointer, align=_BYTES[vector.element])
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, value), codegen
+
+
+@intrinsic
+def _transposed(typing_context, rows):
+    """Eight vectors, the rows of a matrix, to the vectors of its columns."""
+
+    def codegen(context, builder, signature, args):
+        vectors = cgutils.unpack_tuple(builder, args[0], LANES)
+        step = 1
+        while step < LANES:  # exchange the off-diagonal blocks of step x step
+            upper, lower = [], []
+            for lane in range(LANES):
+                swapped = lane & step
+                upper.append(LANES + lane - step if swapped else lane)
+                lower.append(LANES + lane if swapped else lane + step)
+            for i in range(LANES):
+                if not i & step:
+                    a, b = vectors[i], vectors[i + step]
+                    vectors[i] = builder.shuffle_vector(a, b, _constant(_I32, upper))
+                    vectors[i + step] = builder.shuffle_vector(a, b, _constant(_I32, lower))
+            step *= 2
+        return context.make_tuple(builder, signature.return_type, vectors)
+
+    return rows(rows), codegen
+
+
 def _delay(lanes):
     """The intrinsic that gives, for consecutive vectors of a row, the cells ``lanes`` earlier."""
 
@@ -852,6 +897,58 @@ def _backward_task(
             partial[1, first_channel + c] = _total(_load(totals, 2 * c * LANES, None))
 
 
+# ---------------------------------------------------------------- memory formats
+#
+# A channels-last map is a matrix [H W, C] per sample, any other [C, H W].
+
+_TILE = 2 * LANES  # rows and columns of a tile: with 4 bytes an element, a row is a cache line
+
+
+@njit(**_INLINE)
+def _columns_of_block(x, at, stride):
+    """The columns of LANES x LANES elements."""
+    return _transposed(
+        (
+            _load_stored(x, at),
+            _load_stored(x, at + stride),
+            _load_stored(x, at + 2 * stride),
+            _load_stored(x, at + 3 * stride),
+            _load_stored(x, at + 4 * stride),
+            _load_stored(x, at + 5 * stride),
+            _load_stored(x, at + 6 * stride),
+            _load_stored(x, at + 7 * stride),
+        )
+    )
+
+
+@njit(**_PLAIN)
+def _transpose_strip(x, out, base, rows, columns, first):
+    """Rows ``first .. first + _TILE - 1`` of ``x`` ``[rows, columns]`` as columns of ``out``.
+
+    On the side where lines are further apart, often by a power of two, they displace each other
+    from the cache: there each is read or written as a whole.
+    """
+    stop = min(first + _TILE, rows)
+    whole = columns - columns % _TILE if stop - first == _TILE else 0
+    for j in range(0, whole, _TILE):
+        for half in range(0, _TILE, LANES):
+            if columns > rows:
+                at, out_at = base + (first + half) * columns + j, base + j * rows + first + half
+                left, right = at, at + LANES
+                out_left, out_right = out_at, out_at + LANES * rows
+            else:
+                at, out_at = base + first * columns + j + half, base + (j + half) * rows + first
+                left, right = at, at + LANES * columns
+                out_left, out_right = out_at, out_at + LANES
+            one, other = _columns_of_block(x, left, columns), _columns_of_block(x, right, columns)
+            for i in range(LANES):
+                _store_stored(out, out_left + i * rows, one[i])
+                _store_stored(out, out_right + i * rows, other[i])
+    for j in range(whole, columns):
+        for i in range(first, stop):
+            out[base + j * rows + i] = x[base + i * columns + j]
+
+
 # ---------------------------------------------------------------- entry points
 
 _MANY = 1 << 48  # length of arrays that come as an address
@@ -925,6 +1022,25 @@ def compile_backward(element: Any, working: Any) -> Any:
                 group * per_group if shared else 0, sums, squares, high, low, a, b,
                 totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
             )  # fmt: skip
+
+    return _compiled(body)
+
+
+def compile_transpose(element: Any) -> Any:
+    """The same for the matrices ``[height, width]`` of ``samples``; tasks are strips of rows."""
+
+    def body(address):
+        job = carray(address, 1, JOB)[0]
+        x = carray(_pointer(job.x_ptr), _MANY, element)
+        out = carray(_pointer(job.out_ptr), _MANY, element)
+        rows, columns = job.height, job.width
+        strips = (rows + _TILE - 1) // _TILE
+        while True:
+            task = _take_task(address)
+            if task >= job.samples * strips:
+                return
+            base = task // strips * rows * columns
+            _transpose_strip(x, out, base, rows, columns, task % strips * _TILE)
 
     return _compiled(body)
 
