@@ -67,8 +67,11 @@ def test_real_samples_train_on_one_process_and_alike_on_two(train, real_data, tm
             torch.load(file.with_name("last.ckpt"))["state_dict"]
             for file in (result_file, other_file)
         )
-        for key, value in ours.items():  # Adam's first steps enlarge differences of rounding
-            assert (theirs[key] - value).abs().max() <= 0.01 * value.abs().max(), key
+        # Adam's first steps enlarge differences of rounding.  Behind a residual branch that begins
+        # at zero a bias may still be 1e-9, far below the rounding of what it is added to.
+        for key, value in ours.items():
+            scale = max(value.abs().max().item(), 1e-6)
+            assert (theirs[key] - value).abs().max() <= 0.01 * scale, key
 
 
 def test_unlabelled_test_tiles_end_in_a_submission(train, real_data, tmp_path):
