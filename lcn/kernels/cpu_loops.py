@@ -254,6 +254,31 @@ def _as(typing_context, value, like):
 
 
 @intrinsic
+def _truncated(typing_context, value):
+    """Float64 cut to the 24 bits that float32 has."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], _vector_of(_I64))
+        return builder.bitcast(builder.and_(bits, _same(_I64, -1 << 29)), args[0].type)
+
+    return value(value), codegen
+
+
+@intrinsic
+def _prefetch(typing_context, array, j):
+    """Ask for ``array[j]``, which may lie outside of the array, to be brought into the cache."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
+        hints = (ir.Constant(_I32, value) for value in (0, 3, 1))  # to read; near; data
+        _call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), (pointer, *hints))
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64), codegen
+
+
+@intrinsic
 def _load_stored(typing_context, array, j):
     """``array[j : j + LANES]`` as it is stored."""
 
@@ -415,6 +440,7 @@ def _band_start(band, job):
 # ---------------------------------------------------------------- statistics of a row of windows
 
 _LEFT = LANES  # cells before the first column in a row of column sums; zero
+_AHEAD = 4  # rows: so early memory is asked for what a loop will read or write
 
 
 @njit(**_INLINE)
@@ -432,12 +458,14 @@ def _first_window_row(sums, squares, x, base, start, stop, job, shift):
     """
     width, shifts = job.width, _splat(shift)
     whole = width - width % LANES
-    _fill(sums, 0, sums.size, 0.0)
-    _fill(squares, 0, squares.size, 0.0)
+    _fill(sums, 0, sums.size // 2, 0.0)
+    _fill(squares, 0, squares.size // 2, 0.0)
     for c in range(job.per_group):
         for i in range(start, stop):
             at = base + c * job.x_c + i * job.x_h
+            ahead = at + _AHEAD * job.x_h
             for j in range(0, whole, LANES):
+                _prefetch(x, ahead + j)
                 _add_row_at(sums, squares, x, at, shifts, j, None)
             if whole < width:
                 _add_row_at(sums, squares, x, at, shifts, whole, width - whole)
@@ -463,7 +491,9 @@ def _next_window_row(sums, squares, x, base, start, stop, job, shift):
     for c in range(job.per_group):
         old = base + c * job.x_c + (start - 1) * job.x_h
         new = base + c * job.x_c + (stop - 1) * job.x_h
+        ahead = new + _AHEAD * job.x_h
         for j in range(0, whole, LANES):
+            _prefetch(x, ahead + j)
             _exchange_row_at(sums, squares, x, new, old, twice, j, None)
         if whole < width:
             _exchange_row_at(sums, squares, x, new, old, twice, whole, width - whole)
@@ -474,14 +504,12 @@ def _sliding_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift)
     """Mean as high and low, and rstd, of all windows of a row, at the cells that they are for.
 
     A window's sum is that of the window LANES cells before it and the LANES changes since then:
-    what enters on the right less what leaves on the left.
+    what enters on the right less what leaves on the left.  These are worked out for the whole row
+    first, into the second half of the buffers: both loops are bound by the latency of their chains.
     """
-    size, count, eps_ = job.col_size, job.col_count, job.eps
-    half = size // 2
-    left = _LEFT + job.offset - 1
+    size, count = job.col_size, job.col_count
+    left, windows = _LEFT + job.offset - 1, sums.size // 2
     total, square = _splat(_sum(sums, left, size)), _splat(_sum(squares, left, size))
-    scales, eps, shifts = _splat(scale), _splat(eps_), _splat(shift)
-    one = _splat(high.dtype.type(1))
     zero = _splat(0.0)
     t1, t2, t4, s1, s2, s4 = zero, zero, zero, zero, zero, zero
     for k in range(0, count, LANES):
@@ -492,13 +520,19 @@ def _sliding_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift)
         total = total + (t_of_4 + _delay_4(t4, t_of_4))
         square = square + (s_of_4 + _delay_4(s4, s_of_4))
         t1, t2, t4, s1, s2, s4 = t, t_of_2, t_of_4, s, s_of_2, s_of_4
-        mean = total * scales
-        variance = _not_negative(square * scales - mean * mean)
+        _store(sums, windows + k, None, total)
+        _store(squares, windows + k, None, square)
+    scales, shifts = _splat(scale), _splat(shift)
+    one, eps = _splat(high.dtype.type(1)), _splat(high.dtype.type(job.eps))
+    for k in range(0, count, LANES):
+        mean = _load(sums, windows + k, None) * scales
+        variance = _as(_load(squares, windows + k, None) * scales - mean * mean, one)
         mean = mean + shifts
-        rounded = _as(mean, one)
-        _store(high, half + k, None, rounded)
-        _store(low, half + k, None, mean - _wide(rounded))
-        _store(rstd, rstd_at + half + k, None, one / _sqrt(_as(variance + eps, one)))
+        top = _truncated(mean)
+        at = size // 2 + k
+        _store(high, at, None, _as(top, one))
+        _store(low, at, None, _as(mean - top, one))
+        _store(rstd, rstd_at + at, None, one / _sqrt(_not_negative(variance) + eps))
 
 
 @njit(**_PLAIN)
@@ -563,7 +597,9 @@ def _normalize_row(job, x, out, high, low, rstd, weight, bias, n, g, i):
         base = n * job.x_n + channel * job.x_c + i * job.x_h
         out_base = ((n * job.channels + channel) * height + i) * width
         w, b = _splat(weight[channel]), _splat(bias[channel])
+        ahead = out_base + _AHEAD * width
         for j in range(0, whole, LANES):
+            _prefetch(out, ahead + j)
             _normalize_at(x, base, out, out_base, high, low, rstd, w, b, j, None)
         if whole < width:
             _normalize_at(x, base, out, out_base, high, low, rstd, w, b, whole, width - whole)
@@ -621,7 +657,9 @@ def _add_products(
             w = _splat(weight[channel])
             sum_grad = _splat(high.dtype.type(0))
             sum_normed = sum_grad
+            ahead = grad_base + _AHEAD * job.grad_h
             for j in range(0, whole, LANES):
+                _prefetch(grad, ahead + j)
                 sum_grad, sum_normed = _products_at(
                     x, base, grad, grad_base, high, low, rstd, rstd_at, w, a, b,
                     sum_grad, sum_normed, j, None,
@@ -815,7 +853,9 @@ def _finish_row(
         grad_base = n * job.grad_n + channel * job.grad_c + u * job.grad_h
         out_base = ((n * job.channels + channel) * height + u) * width
         w = _splat(weight[channel])
+        ahead = out_base + _AHEAD * width
         for j in range(0, whole, LANES):
+            _prefetch(out, ahead + j)
             _input_gradient_at(
                 x, base, grad, grad_base, out, out_base, planes, rstd_at, p_cells, q_cells, w,
                 shifts, j, None,
@@ -956,9 +996,10 @@ _MANY = 1 << 48  # length of arrays that come as an address
 
 @njit(**_PLAIN)
 def _row_buffers(job, one):
-    """Column sums and squares; mean of cells, high and low: see :func:`_moments_of_row`."""
+    """Column sums and squares, and of windows behind them; mean of cells, high and low: see
+    :func:`_moments_of_row`."""
     cells = job.width + ROOM
-    sums, squares = np.zeros(_LEFT + cells), np.zeros(_LEFT + cells)
+    sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
     return sums, squares, np.zeros(cells, one.dtype), np.zeros(cells, one.dtype)
 
 
