@@ -106,7 +106,7 @@ def best_times(
     seconds: float,
     prepare: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> dict[str, float]:
-    """The smallest time of each function in seconds, taken in turns; 4 to 100 rounds."""
+    """The smallest time of each function in seconds, taken in turns; 4 to 1,000 rounds."""
     x, grad = (prepare(torch.randn(shape)) for _ in range(2))
     weight, bias = torch.ones(shape[1]), torch.zeros(shape[1])
     for tensor in (x, weight, bias):
@@ -124,7 +124,7 @@ def best_times(
         once(function)
     times: dict[str, list[float]] = {name: [] for name in functions}
     end = time.perf_counter() + seconds
-    while len(times["gn"]) < 4 or (time.perf_counter() < end and len(times["gn"]) < 100):
+    while len(times["gn"]) < 4 or (time.perf_counter() < end and len(times["gn"]) < 1000):
         for name, function in functions.items():
             times[name].append(once(function))
     return {name: min(values) for name, values in times.items()}
