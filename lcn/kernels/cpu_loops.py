@@ -29,6 +29,7 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.core import cgutils
+from numba.core.options import DefaultOptions
 from numba.extending import intrinsic, models, overload, register_model
 
 # What a task reads; fields that end in _ptr are addresses.
@@ -46,7 +47,11 @@ JOB = np.dtype([(name, np.float64 if name == "eps" else np.int64) for name in JO
 LANES = 8
 ROOM = 2 * LANES  # cells that a row buffer has beyond the width of the map
 
+# Without NRT, Numba's reference counting: atomic operations on every buffer for every row, a fifth
+# of the backward on narrow maps.  Only the entry points, which own the buffers, have it.
 _PLAIN: dict[str, Any] = {"error_model": "numpy"}
+if hasattr(DefaultOptions, "_nrt"):
+    _PLAIN["_nrt"] = False
 _INLINE: dict[str, Any] = {**_PLAIN, "forceinline": True}
 
 
@@ -541,9 +546,10 @@ def _tile_moments(sums, squares, high, low, rstd, rstd_at, job, rows, shift):
     one = high.dtype.type(1)
     for start in range(0, job.width, job.col_size):
         stop = min(start + job.col_size, job.width)
-        n = job.per_group * rows * (stop - start)
-        mean = sums[_LEFT + start : _LEFT + stop].sum() / n
-        variance = squares[_LEFT + start : _LEFT + stop].sum() / n - mean * mean
+        cells = stop - start
+        n = job.per_group * rows * cells
+        mean = _sum(sums, _LEFT + start, cells) / n
+        variance = _sum(squares, _LEFT + start, cells) / n - mean * mean
         mean += shift
         r = one / np.sqrt(high.dtype.type((0.0 if variance < 0.0 else variance) + job.eps))
         for j in range(start, stop):
@@ -557,8 +563,8 @@ def _tile_moments(sums, squares, high, low, rstd, rstd_at, job, rows, shift):
 def _moments_of_row(k, first, job, x, base, shift, sums, squares, high, low, rstd, rstd_at):
     """Statistics of window row ``k``, for each cell of the output rows that use it.
 
-    ``sums`` and ``squares`` hold those of the columns from one call to the next.  Returns the
-    number of rows in the windows.
+    ``sums`` and ``squares`` hold those of the columns from one call to the next, and behind them
+    those of the windows.  Returns the number of rows in the windows.
     """
     start = k * job.row_step + job.offset
     stop = min(start + job.row_size, job.height)
@@ -589,20 +595,21 @@ def _normalize_at(x, base, out, out_base, high, low, rstd, weight, bias, j, cell
 
 
 @njit(**_INLINE)
-def _normalize_row(job, x, out, high, low, rstd, weight, bias, n, g, i):
-    """Output row ``i`` of a group."""
+def _normalize_rows(job, x, out, high, low, rstd, weight, bias, n, g, i_begin, i_end):
+    """Output rows ``i_begin .. i_end - 1`` of a group."""
     width, height = job.width, job.height
     whole = width - width % LANES
     for channel in range(g * job.per_group, (g + 1) * job.per_group):
-        base = n * job.x_n + channel * job.x_c + i * job.x_h
-        out_base = ((n * job.channels + channel) * height + i) * width
         w, b = _splat(weight[channel]), _splat(bias[channel])
-        ahead = out_base + _AHEAD * width
-        for j in range(0, whole, LANES):
-            _prefetch(out, ahead + j)
-            _normalize_at(x, base, out, out_base, high, low, rstd, w, b, j, None)
-        if whole < width:
-            _normalize_at(x, base, out, out_base, high, low, rstd, w, b, whole, width - whole)
+        for i in range(i_begin, i_end):
+            base = n * job.x_n + channel * job.x_c + i * job.x_h
+            out_base = ((n * job.channels + channel) * height + i) * width
+            ahead = out_base + _AHEAD * width
+            for j in range(0, whole, LANES):
+                _prefetch(out, ahead + j)
+                _normalize_at(x, base, out, out_base, high, low, rstd, w, b, j, None)
+            if whole < width:
+                _normalize_at(x, base, out, out_base, high, low, rstd, w, b, whole, width - whole)
 
 
 @njit(**_PLAIN)
@@ -614,8 +621,8 @@ def _forward_task(job, x, out, weight, bias, sums, squares, high, low, rstd, n, 
     for k in range(first_k, _window_row_of(stop_row - 1, job) + 1):
         _moments_of_row(k, k == first_k, job, x, base, shift, sums, squares, high, low, rstd, 0)
         i_begin = max(_first_row_of(k, job), first_row)
-        for i in range(i_begin, min(_first_row_of(k + 1, job), stop_row)):
-            _normalize_row(job, x, out, high, low, rstd, weight, bias, n, g, i)
+        i_end = min(_first_row_of(k + 1, job), stop_row)
+        _normalize_rows(job, x, out, high, low, rstd, weight, bias, n, g, i_begin, i_end)
 
 
 # ---------------------------------------------------------------- backward
@@ -649,9 +656,9 @@ def _add_products(
     grad d r of each channel to ``totals``; those of one row in the working precision."""
     width = job.width
     whole = width - width % LANES
-    for i in range(i_begin, i_end):
-        for c in range(job.per_group):
-            channel = g * job.per_group + c
+    for c in range(job.per_group):
+        channel = g * job.per_group + c
+        for i in range(i_begin, i_end):
             base = n * job.x_n + channel * job.x_c + i * job.x_h
             grad_base = n * job.grad_n + channel * job.grad_c + i * job.grad_h
             w = _splat(weight[channel])
@@ -700,8 +707,8 @@ def _tile_terms(a, b, high, low, rstd, rstd_at, planes, p_at, q_at, job, rows, s
         scale = 1.0 / (job.per_group * rows * (stop - start))
         mean = (np.float64(high[start]) - shift) + np.float64(low[start])
         r = np.float64(rstd[rstd_at + start])
-        q = r * r * r * scale * b[start:stop].sum()
-        p = r * scale * a[start:stop].sum() - mean * q
+        q = r * r * r * scale * _sum(b, start, stop - start)
+        p = r * scale * _sum(a, start, stop - start) - mean * q
         for j in range(start, stop):
             planes[p_at + j] = p
             planes[q_at + j] = q
@@ -792,8 +799,8 @@ def _terms_of_row(u, first, job, planes, planes_base, p_windows, q_windows, p_ce
     if job.tiled:
         if not first and u % job.row_step:
             return
-        p_windows[:] = 0.0
-        q_windows[:] = 0.0
+        _fill(p_windows, 0, p_windows.size, 0.0)
+        _fill(q_windows, 0, q_windows.size, 0.0)
         k = u // job.row_step
         _change_terms(p_windows, q_windows, 0, width, planes, planes_base, k, 1.0, job)
         for j in range(width):
@@ -802,8 +809,8 @@ def _terms_of_row(u, first, job, planes, planes_base, p_windows, q_windows, p_ce
         return
     count, rows, row_count = job.col_count, job.row_size, job.row_count
     if first:
-        p_windows[:] = 0.0
-        q_windows[:] = 0.0
+        _fill(p_windows, 0, p_windows.size, 0.0)
+        _fill(q_windows, 0, q_windows.size, 0.0)
         for k in range(max(u - rows + 1, 0), min(u + 1, row_count)):
             _change_terms(p_windows, q_windows, size, count, planes, planes_base, k, 1.0, job)
     else:
@@ -868,7 +875,7 @@ def _finish_row(
 
 
 @njit(**_INLINE)
-def _scale_row(job, grad, out, weight, rstd, n, g, i):
+def _scale_row(job, grad, out, weight, rstd, rstd_at, n, g, i):
     """The gradient of row ``i`` where none goes through the statistics: ``grad w r``."""
     width, first = job.width, g * job.per_group
     for c in range(job.per_group):
@@ -877,7 +884,7 @@ def _scale_row(job, grad, out, weight, rstd, n, g, i):
         out_base = ((n * job.channels + first + c) * job.height + i) * width
         for j in range(0, width, LANES):
             cells = min(LANES, width - j)
-            value = _load(grad, base + j, cells) * (_load(rstd, j, None) * _splat(w))
+            value = _load(grad, base + j, cells) * (_load(rstd, rstd_at + j, None) * _splat(w))
             _store(out, out_base + j, cells, value)
 
 
@@ -916,7 +923,7 @@ def _backward_task(
                     n, g, i_begin, i_end,
                 )  # fmt: skip
                 for i in range(i_begin, i_end):
-                    _scale_row(job, grad, out, weight, planes[rstd_at:], n, g, i)
+                    _scale_row(job, grad, out, weight, planes, rstd_at, n, g, i)
             else:
                 _fold_rows(
                     job, x, grad, weight, rows, i_begin, i_end, shift, high, low, planes, plane,
@@ -994,15 +1001,6 @@ def _transpose_strip(x, out, base, rows, columns, first):
 _MANY = 1 << 48  # length of arrays that come as an address
 
 
-@njit(**_PLAIN)
-def _row_buffers(job, one):
-    """Column sums and squares, and of windows behind them; mean of cells, high and low: see
-    :func:`_moments_of_row`."""
-    cells = job.width + ROOM
-    sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
-    return sums, squares, np.zeros(cells, one.dtype), np.zeros(cells, one.dtype)
-
-
 def compile_forward(element: Any, working: Any) -> Any:
     """``void body(void *job)`` for an element type as stored and its working precision."""
 
@@ -1012,8 +1010,10 @@ def compile_forward(element: Any, working: Any) -> Any:
         out = carray(_pointer(job.out_ptr), _MANY, element)
         weight = carray(_pointer(job.weight_ptr), job.channels, working)
         bias = carray(_pointer(job.bias_ptr), job.channels, working)
-        sums, squares, high, low = _row_buffers(job, weight)
-        rstd = np.zeros(job.width + ROOM, working)
+        cells = job.width + ROOM
+        sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
+        high, low = np.zeros(cells, working), np.zeros(cells, working)
+        rstd = np.zeros(cells, working)
         groups = job.channels // job.per_group
         while True:
             task = _take_task(address)
@@ -1040,8 +1040,9 @@ def compile_backward(element: Any, working: Any) -> Any:
         partial = carray(
             _pointer(job.partial_ptr), (job.bands, job.samples, 2, job.channels), np.float64
         )
-        sums, squares, high, low = _row_buffers(job, weight)
         cells = job.width + ROOM
+        sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
+        high, low = np.zeros(cells, working), np.zeros(cells, working)
         a, b = np.zeros(cells), np.zeros(cells)
         p_windows, q_windows = np.zeros(job.col_size + cells), np.zeros(job.col_size + cells)
         p_cells, q_cells = np.zeros(cells, working), np.zeros(cells, working)
