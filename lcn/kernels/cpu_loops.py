@@ -271,12 +271,12 @@ def _truncated(typing_context, value):
 
 @intrinsic
 def _prefetch(typing_context, array, j):
-    """Ask for ``array[j]``, which may lie outside of the array, to be brought into the cache."""
+    """Ask for ``array[j]``, which may lie outside of the array, in the level-2 cache."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         pointer = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
-        hints = (ir.Constant(_I32, value) for value in (0, 3, 1))  # to read; near; data
+        hints = (ir.Constant(_I32, value) for value in (0, 2, 1))  # to read; level 2; data
         _call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), (pointer, *hints))
         return context.get_dummy_value()
 
