@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..window import covers_map
-from . import cpu_loops, memory_format_of, reference_kernel, threads
+from . import cpu_loops, huge_pages, memory_format_of, reference_kernel, threads
 from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, ROOM, WHOLE
 
 # As stored for Numba, and the precision to work in.
@@ -132,7 +132,7 @@ def forward(
         return reference_kernel.forward(x, weight, bias, channels_per_group, window, eps, rule)
     memory_format = memory_format_of(x)
     x = _rows_contiguous(x)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = huge_pages.empty_like(x, torch.contiguous_format)
     if not x.numel():
         return out
     geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
@@ -156,7 +156,7 @@ def backward(
         return reference_kernel.backward(grad, x, weight, channels_per_group, window, eps, rule)
     memory_format = memory_format_of(x)
     x, grad = _rows_contiguous(x), _rows_contiguous(grad)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = huge_pages.empty_like(x, torch.contiguous_format)
     geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
     n, c = x.shape[:2]
     partial = torch.zeros(geometry.bands, n, 2, c, dtype=torch.float64)
@@ -195,7 +195,7 @@ def _rows_contiguous(x: Tensor) -> Tensor:
     _, c, h, w = x.shape
     if memory_format_of(x) != torch.channels_last:
         return x.contiguous()
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = huge_pages.empty_like(x, torch.contiguous_format)
     _transpose(x, out, h * w, c)
     return out
 
@@ -204,7 +204,7 @@ def _in_memory_format(y: Tensor, memory_format: torch.memory_format) -> Tensor:
     """A contiguous ``y`` in the memory format of its input."""
     if memory_format == torch.contiguous_format or not y.numel():
         return y.contiguous(memory_format=memory_format)
-    out = torch.empty_like(y, memory_format=memory_format)
+    out = huge_pages.empty_like(y, memory_format)
     _transpose(y, out, y.shape[1], y.shape[2] * y.shape[3])
     return out
 
