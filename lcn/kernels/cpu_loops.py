@@ -630,11 +630,13 @@ def _forward_task(job, x, out, weight, bias, sums, squares, high, low, rstd, n, 
 # With d = x - mean and r = 1 / std of the cell, and sums over the cells v whose window holds u:
 #   dx[u] = grad w r - sum_v P[v] - x[u] * sum_v Q[v]
 #   A = sum_c grad w,  B = sum_c grad w d,  Q = r^3 B / n,  P = r A / n - mean Q
-# A and B of the cells that share a window are added up first.  A row of ``planes`` holds, for one
-# row of windows, P and Q of each window (for tiles: of each cell's tile), and r of each cell.  The
-# sum over the windows that hold a cell is then a window that slides over these rows.  There are
-# as many rows as the window is high, if a task has a whole group, or all of them, if the rows of
-# a group are divided among tasks; then a window row that two bands share has a slot for each.
+# A and B of the cells that share a window are added up first: over the channels, where the windows
+# are for one row, in the working precision, over several rows in float64.  A row of ``planes``
+# holds, for one row of windows, P and Q of each window (for tiles: of each cell's tile), and r of
+# each cell.  The sum over the windows that hold a cell is then a window that slides over these
+# rows.  There are as many rows as the window is high, if a task has a whole group, or all of them,
+# if the rows of a group are divided among tasks; then a window row that two bands share has a slot
+# for each.
 
 
 @njit(**_INLINE)
@@ -643,8 +645,9 @@ def _products_at(
 ):
     g = _load(grad, grad_base + j, cells)
     gd = g * (_load(x, base + j, cells) - _load(high, j, None) - _load(low, j, None))
-    _store(a, j, None, _load(a, j, None) + _wide(g * w))
-    _store(b, j, None, _load(b, j, None) + _wide(gd * w))
+    before_a, before_b = _load(a, j, None), _load(b, j, None)
+    _store(a, j, None, before_a + _as(g * w, before_a))
+    _store(b, j, None, before_b + _as(gd * w, before_b))
     return sum_grad + g, sum_normed + gd * _load(rstd, rstd_at + j, None)
 
 
@@ -652,8 +655,9 @@ def _products_at(
 def _add_products(
     job, x, grad, weight, high, low, rstd, rstd_at, a, b, totals, n, g, i_begin, i_end
 ):
-    """Add A and B of each cell of the output rows to ``a`` and ``b``, and the sums of grad and
-    grad d r of each channel to ``totals``; those of one row in the working precision."""
+    """Add A and B of each cell of the output rows to ``a`` and ``b``, in the precision that these
+    have, and the sums of grad and grad d r of each channel, those of one row in the working
+    precision, to ``totals``."""
     width = job.width
     whole = width - width % LANES
     for c in range(job.per_group):
@@ -684,17 +688,19 @@ def _add_products(
 
 @njit(**_INLINE)
 def _window_terms(a, b, high, low, rstd, rstd_at, planes, p_at, q_at, job, scale, shift):
-    """P and Q of each window from A and B at the cells that it is for."""
+    """P and Q of each window from A and B at the cells that it is for, in the working precision,
+    in which they are stored."""
     half, count = job.col_size // 2, job.col_count
-    scales, shifts = _splat(scale), _splat(shift)
-    for k in range(0, count, LANES):
-        mean = _wide(_load(high, half + k, None)) - shifts + _wide(_load(low, half + k, None))
-        r = _wide(_load(rstd, rstd_at + half + k, None))
-        scaled = r * scales
-        q = r * r * scaled * _load(b, half + k, None)
-        _store(planes, p_at + k, None, scaled * _load(a, half + k, None) - mean * q)
-        _store(planes, q_at + k, None, q)
     zeros = _splat(planes.dtype.type(0))
+    scales, shifts = _splat(planes.dtype.type(scale)), _splat(planes.dtype.type(shift))
+    for k in range(0, count, LANES):
+        mean = _load(high, half + k, None) - shifts + _load(low, half + k, None)
+        r = _load(rstd, rstd_at + half + k, None)
+        scaled = r * scales
+        q = r * _as(_load(b, half + k, None), zeros) * (r * scaled)
+        p = scaled * _as(_load(a, half + k, None), zeros) - mean * q
+        _store(planes, p_at + k, None, p)
+        _store(planes, q_at + k, None, q)
     _store(planes, p_at + count, None, zeros)
     _store(planes, q_at + count, None, zeros)
 
@@ -724,8 +730,8 @@ def _fold_rows(
     width, count, half = job.width, job.col_count, job.col_size // 2
     line = width + ROOM
     p_at, q_at, rstd_at = plane, plane + line, plane + 2 * line
-    _fill(a, 0, a.size, 0.0)
-    _fill(b, 0, b.size, 0.0)
+    _fill(a, 0, a.size, a.dtype.type(0))
+    _fill(b, 0, b.size, b.dtype.type(0))
     _add_products(
         job, x, grad, weight, high, low, planes, rstd_at, a, b, totals, n, g,
         i_begin, i_end,
@@ -891,12 +897,13 @@ def _scale_row(job, grad, out, weight, rstd, rstd_at, n, g, i):
 # What a task of the backward does: everything for its group; the same without gradient through
 # the statistics; or, for a band of a group, its planes first and when all have these, the gradient.
 WHOLE, DETACHED, FOLD, FINISH = range(4)
+_MOST_IN_ROW = 64  # channels whose A and B are added up in the working precision
 
 
 @njit(**_PLAIN)
 def _backward_task(
     job, x, grad, out, weight, partial, planes, planes_base, sums, squares, high, low, a, b,
-    totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
+    row_a, row_b, totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
 ):  # fmt: skip
     stage = job.stage
     first_channel = g * job.per_group
@@ -924,6 +931,11 @@ def _backward_task(
                 )  # fmt: skip
                 for i in range(i_begin, i_end):
                     _scale_row(job, grad, out, weight, planes, rstd_at, n, g, i)
+            elif i_end - i_begin == 1 and not job.tiled and job.per_group <= _MOST_IN_ROW:
+                _fold_rows(
+                    job, x, grad, weight, rows, i_begin, i_end, shift, high, low, planes, plane,
+                    row_a, row_b, totals, n, g,
+                )  # fmt: skip
             else:
                 _fold_rows(
                     job, x, grad, weight, rows, i_begin, i_end, shift, high, low, planes, plane,
@@ -1044,6 +1056,7 @@ def compile_backward(element: Any, working: Any) -> Any:
         sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
         high, low = np.zeros(cells, working), np.zeros(cells, working)
         a, b = np.zeros(cells), np.zeros(cells)
+        row_a, row_b = np.zeros(cells, working), np.zeros(cells, working)
         p_windows, q_windows = np.zeros(job.col_size + cells), np.zeros(job.col_size + cells)
         p_cells, q_cells = np.zeros(cells, working), np.zeros(cells, working)
         totals = np.zeros(2 * LANES * job.per_group)
@@ -1061,7 +1074,7 @@ def compile_backward(element: Any, working: Any) -> Any:
             n, g = group // groups, group % groups
             _backward_task(
                 job, x, grad, out, weight, partial[band, n], planes,
-                group * per_group if shared else 0, sums, squares, high, low, a, b,
+                group * per_group if shared else 0, sums, squares, high, low, a, b, row_a, row_b,
                 totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
             )  # fmt: skip
 
