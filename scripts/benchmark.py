@@ -6,7 +6,9 @@
 Every ratio compares times of one run, taken in turns on the same tensor and threads; each time is
 the smallest of the repetitions, the one least disturbed by whatever else the machine does.  Freed
 memory of up to 32 MB stays with the process, so that fresh pages (which can cost several times the
-layer) are not paid for by whichever layer happens to be the one; larger tensors always pay.
+layer) are not paid for by whichever layer happens to be the one; larger tensors always pay.  Where
+Linux gives huge pages to programs that ask, our layer does, and GroupNorm only with
+THP_MEM_ALLOC_ENABLE=1 in the environment: then the two are compared on equal memory.
 Writes benchmark.csv and benchmark.png (cost over window size) to --output.
 """
 
@@ -16,6 +18,7 @@ import csv
 import ctypes
 import math
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -353,6 +356,15 @@ class Table:
         figure.savefig(path, dpi=120)
 
 
+def huge_pages() -> str:
+    with contextlib.suppress(OSError):
+        modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        mode = modes[modes.index("[") + 1 : modes.index("]")]
+        asks = os.environ.get("THP_MEM_ALLOC_ENABLE", "0")
+        return f"transparent huge pages: {mode}, THP_MEM_ALLOC_ENABLE={asks}"
+    return "no transparent huge pages"
+
+
 def keep_freed_memory() -> None:
     """Where the C library is GNU's: tensors of up to 32 MB reuse memory, larger ones get fresh."""
     trim_threshold, mmap_threshold = -1, -3
@@ -376,7 +388,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     table = Table()
-    table.say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    table.say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {huge_pages()}")
     for part in options.only:
         globals()[f"measure_{part}"](options, table)
     table.write(options.output)

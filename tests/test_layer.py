@@ -377,9 +377,20 @@ def test_a_large_result_lies_on_huge_pages(window, channels_last):
         assert huge_page_bytes(result) >= 0.9 * 4 * x.numel()
 
 
-@pytest.mark.parametrize("mode", ["[always] madvise never", "always madvise [never]", None])
-def test_results_where_there_are_no_huge_pages_to_ask_for(mode, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("mode", "pytorch_asks"),
+    [
+        ("[always] madvise never", "0"),
+        ("always madvise [never]", "0"),
+        (None, "0"),
+        ("always [madvise] never", "1"),
+    ],
+)
+def test_results_where_there_are_no_huge_pages_to_ask_for(
+    mode, pytorch_asks, tmp_path, monkeypatch
+):
     monkeypatch.setattr(huge_pages, "_SYSTEM", tmp_path)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", pytorch_asks)
     if mode:
         (tmp_path / "enabled").write_text(mode)
         (tmp_path / "hpage_pmd_size").write_text("2097152")

@@ -3,12 +3,14 @@
 The memory of a large result is fresh in every call: the system hands it out page by page as it is
 first written, which at 4 KB a page takes longer than the layer itself.  Linux hands out 2 MB at a
 time where a program asks for it, if transparent huge pages are in their mode ``madvise``; in the
-mode ``always`` every program has them, in the mode ``never`` and on other systems none.
+mode ``always`` every program has them, in the mode ``never`` and on other systems none.  PyTorch
+asks for all of its tensors if ``THP_MEM_ALLOC_ENABLE=1`` is in the environment.
 """
 
 import ctypes
 import functools
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ _FRESH_BYTES = 32 << 20
 
 @functools.cache
 def _page_bytes() -> int:
-    """Size of a huge page where they are given to who asks for them, else 0."""
+    """Size of a huge page where they are given to who asks, unless PyTorch asks itself; else 0."""
+    if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
+        return 0
     try:
         if "[madvise]" not in (_SYSTEM / "enabled").read_text():
             return 0
