@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import operator
 from .kernels import huge_pages, memory_format_of, reference
-from .window import RULES, WHOLE_MAP, covers_map, window_pair
+from .window import RULES, covers_map, window_pair
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
 
@@ -50,33 +50,25 @@ def local_context_norm(
     p, q = window_pair(window)
     if backend == "reference" or _needs_plain_torch(x, backend):
         return reference.local_context_norm(x, weight, bias, channels_per_group, (p, q), eps, rule)
-    shape = x.shape
     if backend == "auto" and _is_group_norm(x, channels_per_group, (p, q), rule):
-        if rule == "released" or not (huge_pages.pay(x) and x.is_contiguous()):
-            return _group_norm(x, weight, bias, channels_per_group, eps, rule)
-        x, p, q = x.view(*shape[:2], *_as_rows(*shape[2:])), WHOLE_MAP, WHOLE_MAP
-    y: Tensor = operator.local_context_norm(
+        return _group_norm(x, weight, bias, channels_per_group, eps, rule)
+    return operator.local_context_norm(
         x, weight, bias, channels_per_group, p, q, float(eps), rule, backend
     )
-    return y.view(shape)
 
 
 def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], rule: str) -> bool:
     """Whether the window covers the map, so that PyTorch's own Group Normalization can run.
 
-    Compiled graphs keep the operator, which does not ask how large the map is.
+    Compiled graphs keep the operator, which does not ask how large the map is.  On large tensors
+    the CPU kernel is faster, where it can write to huge pages.
     """
     n, _, h, w = x.shape
     if torch.compiler.is_compiling() or n == 0 or channels_per_group * h * w == 1:
         return False
+    if rule != "released" and x.is_contiguous() and huge_pages.pay(x):
+        return False
     return covers_map(rule, window, h, w)
-
-
-def _as_rows(height: int, width: int) -> tuple[int, int]:
-    """A map's cells as rows of up to 512, which the CPU kernel takes fastest, if they divide so."""
-    cells = height * width
-    longest = max(columns for columns in range(1, min(cells, 512) + 1) if cells % columns == 0)
-    return (height, width) if longest < 64 else (cells // longest, longest)
 
 
 def _group_norm(

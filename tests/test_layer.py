@@ -346,6 +346,16 @@ def test_group_norm_in_the_global_case_of_large_tensors(dtype, shape, monkeypatc
         assert (one.double() - other).abs().max() <= step * other.abs().max()
 
 
+@pytest.mark.parametrize("window", [3, "all"])
+@pytest.mark.parametrize("large", [False, True])
+def test_the_result_is_no_view(window, large, monkeypatch):
+    """An in-place activation after the layer, as most networks have, would copy a view."""
+    monkeypatch.setattr(huge_pages, "pay", lambda x: large)
+    x = torch.randn(1, 4, 16, 16, requires_grad=True)
+    y = local_context_norm(x, channels_per_group=2, window=window)
+    assert not y._is_view()
+
+
 def huge_page_bytes(tensor):
     """By the system's own account: of the mapping that holds the middle of a tensor."""
     middle = tensor.data_ptr() + tensor.numel() * tensor.itemsize // 2

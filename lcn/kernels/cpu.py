@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..window import covers_map
+from ..window import WHOLE_MAP, covers_map
 from . import cpu_loops, huge_pages, memory_format_of, reference_kernel, threads
 from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, ROOM, WHOLE
 
@@ -135,6 +135,7 @@ def forward(
     out = huge_pages.empty_like(x, torch.contiguous_format)
     if not x.numel():
         return out
+    (x,), window = _as_rows((x,), window, rule)
     geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
     weight, bias = _vector(weight, x, 1.0), _vector(bias, x, 0.0)
     job = geometry.job(x, out=out.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr())
@@ -157,6 +158,7 @@ def backward(
     memory_format = memory_format_of(x)
     x, grad = _rows_contiguous(x), _rows_contiguous(grad)
     out = huge_pages.empty_like(x, torch.contiguous_format)
+    (x, grad), window = _as_rows((x, grad), window, rule)
     geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
     n, c = x.shape[:2]
     partial = torch.zeros(geometry.bands, n, 2, c, dtype=torch.float64)
@@ -187,6 +189,26 @@ def _run_backward(
 def _has_no_loops(x: Tensor, window: tuple[int, int], rule: str) -> bool:
     """The released layer's whole-map case, where gradients go through the statistics."""
     return rule == "released" and covers_map(rule, window, *x.shape[2:])
+
+
+def _as_rows(
+    maps: tuple[Tensor, ...], window: tuple[int, int], rule: str
+) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+    """Where the window covers the map, and so does not ask where a cell is: the cells of the maps
+    as rows of a length that the loops are made for, if they divide so."""
+    n, c, h, w = maps[0].shape
+    if not covers_map(rule, window, h, w) or not all(x.is_contiguous() for x in maps):
+        return maps, window
+    length = _row_length(h * w)
+    if length < 64:
+        return maps, window
+    return tuple(x.view(n, c, h * w // length, length) for x in maps), (WHOLE_MAP, WHOLE_MAP)
+
+
+@functools.cache
+def _row_length(cells: int) -> int:
+    """The largest divisor of a number of cells up to 512."""
+    return max(length for length in range(1, min(cells, 512) + 1) if cells % length == 0)
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
