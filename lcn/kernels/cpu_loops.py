@@ -328,21 +328,45 @@ def _transposed(typing_context, rows):
     return rows(rows), codegen
 
 
-def _delay(lanes):
-    """The intrinsic that gives, for consecutive vectors of a row, the cells ``lanes`` earlier."""
+@intrinsic
+def _slide(typing_context, total, pairs, before, change):
+    """The next LANES sums of a window that slides along a row, and the sums of two changes there.
 
-    @intrinsic
-    def function(typing_context, before, value):
-        def codegen(context, builder, signature, args):
-            order = _constant(_I32, [LANES - lanes + lane for lane in range(LANES)])
-            return builder.shuffle_vector(args[0], args[1], order)
+    ``change`` is what each of these windows gains over the one before it; ``total``, ``pairs`` and
+    ``before`` are both results and the change of the call before.  A window's sum is that of the
+    window four before it and the four changes since.  In halves of a vector: additions are what
+    this loop is made of, and a whole vector (eight before, eight changes) takes a fourth more.
+    """
 
-        return value(before, value), codegen
+    def codegen(context, builder, signature, args):
+        half = LANES // 2
 
-    return function
+        def picked(one, other, first, count):
+            return builder.shuffle_vector(
+                one,
+                other,
+                ir.Constant(ir.VectorType(_I32, count), list(range(first, first + count))),
+            )
 
+        def halves(vector):
+            return [picked(vector, vector, first, half) for first in (0, half)]
 
-_delay_1, _delay_2, _delay_4 = _delay(1), _delay(2), _delay(4)
+        def add(one, other):
+            return builder.fadd(one, other, flags=_FLAGS)
+
+        last_total, last_pairs, last_change = (halves(vector)[1] for vector in args[:3])
+        totals, all_pairs = [], []
+        for change in halves(args[3]):
+            pairs = add(change, picked(last_change, change, half - 1, half))
+            fours = add(pairs, picked(last_pairs, pairs, half - 2, half))
+            last_total = add(last_total, fours)
+            last_change, last_pairs = change, pairs
+            totals.append(last_total)
+            all_pairs.append(pairs)
+        results = [picked(*parts, 0, LANES) for parts in (totals, all_pairs)]
+        return context.make_tuple(builder, signature.return_type, results)
+
+    return types.UniTuple(total, 2)(total, pairs, before, change), codegen
 
 
 def _define(function, instruction):
@@ -508,23 +532,20 @@ def _next_window_row(sums, squares, x, base, start, stop, job, shift):
 def _sliding_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift):
     """Mean as high and low, and rstd, of all windows of a row, at the cells that they are for.
 
-    A window's sum is that of the window LANES cells before it and the LANES changes since then:
-    what enters on the right less what leaves on the left.  These are worked out for the whole row
-    first, into the second half of the buffers: both loops are bound by the latency of their chains.
+    A window changes by what enters on the right less what leaves on the left.  The sums of the
+    whole row are worked out first, into the second half of the buffers.
     """
     size, count = job.col_size, job.col_count
     left, windows = _LEFT + job.offset - 1, sums.size // 2
     total, square = _splat(_sum(sums, left, size)), _splat(_sum(squares, left, size))
     zero = _splat(0.0)
-    t1, t2, t4, s1, s2, s4 = zero, zero, zero, zero, zero, zero
+    t_pairs, t_before, s_pairs, s_before = zero, zero, zero, zero
     for k in range(0, count, LANES):
         t = _load(sums, left + size + k, None) - _load(sums, left + k, None)
         s = _load(squares, left + size + k, None) - _load(squares, left + k, None)
-        t_of_2, s_of_2 = t + _delay_1(t1, t), s + _delay_1(s1, s)
-        t_of_4, s_of_4 = t_of_2 + _delay_2(t2, t_of_2), s_of_2 + _delay_2(s2, s_of_2)
-        total = total + (t_of_4 + _delay_4(t4, t_of_4))
-        square = square + (s_of_4 + _delay_4(s4, s_of_4))
-        t1, t2, t4, s1, s2, s4 = t, t_of_2, t_of_4, s, s_of_2, s_of_4
+        total, t_pairs = _slide(total, t_pairs, t_before, t)
+        square, s_pairs = _slide(square, s_pairs, s_before, s)
+        t_before, s_before = t, s
         _store(sums, windows + k, None, total)
         _store(squares, windows + k, None, square)
     scales, shifts = _splat(scale), _splat(shift)
@@ -787,13 +808,11 @@ def _sum_over_holders(windows, holders, size, width):
     ``windows`` begins with ``size`` zeros, for the windows that would start left of the map.
     """
     total = _splat(0.0)
-    t1, t2, t4 = total, total, total
+    pairs, before = total, total
     for j in range(0, width, LANES):
         t = _load(windows, size + j, None) - _load(windows, j, None)
-        t_of_2 = t + _delay_1(t1, t)
-        t_of_4 = t_of_2 + _delay_2(t2, t_of_2)
-        total = total + (t_of_4 + _delay_4(t4, t_of_4))
-        t1, t2, t4 = t, t_of_2, t_of_4
+        total, pairs = _slide(total, pairs, before, t)
+        before = t
         _store(holders, j, None, total)
 
 
