@@ -61,14 +61,14 @@ def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], 
     """Whether the window covers the map, so that PyTorch's own Group Normalization can run.
 
     Compiled graphs keep the operator, which does not ask how large the map is.  On large tensors
-    the CPU kernel is faster, where it can write to huge pages.
+    the CPU kernel is faster, where it can write to huge pages; it has no second derivative.
     """
     n, _, h, w = x.shape
     if torch.compiler.is_compiling() or n == 0 or channels_per_group * h * w == 1:
         return False
-    if rule != "released" and x.is_contiguous() and huge_pages.pay(x):
+    if not covers_map(rule, window, h, w):
         return False
-    return covers_map(rule, window, h, w)
+    return rule == "released" or not (x.is_contiguous() and huge_pages.pay(x))
 
 
 def _group_norm(
