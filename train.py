@@ -5,11 +5,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from tasks import launch
-from tasks.checks import check_config
-from tasks.cli import say
+from tasks.config import check_config
 from tasks.data import open_datasets
-from tasks.run import Run
+from tasks.errors import say
+from tasks.runs import launch
+from tasks.runs.directory import Run
 
 
 @hydra.main(str(Path(__file__).parent / "configs"), "train", version_base="1.3")
@@ -21,10 +21,11 @@ def train(cfg: DictConfig) -> Run | None:
     # torch only from here on: a mistake in the configuration or missing data is answered at once.
     import pytorch_lightning as pl
 
-    from tasks import training
     from tasks.data.loading import DataModule
-    from tasks.loggers import finish_loggers
-    from tasks.models import build_model, load_weights, scaled_norm
+    from tasks.models import build_model, scaled_norm
+    from tasks.models.checkpoint import load_weights
+    from tasks.runs import training
+    from tasks.runs.loggers import finish_loggers
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tasks.cli import compose
-from tasks.data import Dataset, dataset_module, is_labelled
+from tasks.config import compose
+from tasks.data import Dataset, dataset_module, is_labelled, open_splits
 from tasks.data.tiles import RandomPatches, TileWindows
 from tasks.errors import InputError
 
@@ -58,7 +58,7 @@ def check_split(cfg: DictConfig, split: str) -> list[str]:
     """What is wrong with a split; prints what it holds."""
     module = dataset_module(cfg)
     try:
-        dataset = module.open_splits(cfg, [split])[0]
+        dataset = open_splits(cfg, [split])[0]
     except InputError as error:
         print(f"{split:6} cannot be opened")
         return [str(error)]

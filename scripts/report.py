@@ -14,9 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tasks.errors import InputError
-from tasks.figures import FinishedRun, finished_runs, learning_curves, side_by_side
-from tasks.report import Section, make_sections, write_report
-from tasks.tables import gather
+from tasks.evidence.gather import gather
+from tasks.evidence.pictures import learning_curves, side_by_side
+from tasks.evidence.report import Section, make_sections, write_report
+from tasks.runs.record import FinishedRun, finished_runs
 
 COLUMNS = 4  # metrics that a table shows side by side
 

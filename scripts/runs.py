@@ -24,8 +24,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tasks.errors import InputError
-from tasks.paper import PRIMARY
-from tasks.run import norm_label
+from tasks.protocol import PRIMARY, norm_label
 
 # Nothing here may import torch: a list of runs is asked for often and has to come at once.
 

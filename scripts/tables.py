@@ -13,7 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tasks.errors import InputError
-from tasks.tables import claims_text, gather, write_tables
+from tasks.evidence.claims import claims_text
+from tasks.evidence.gather import gather
+from tasks.evidence.tables import write_tables
 
 
 def main() -> None:

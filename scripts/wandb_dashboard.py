@@ -16,9 +16,9 @@ import wandb_workspaces.workspaces as ws
 from wandb.sdk.lib import wbauth
 from wandb_workspaces import expr
 
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.errors import InputError
-from tasks.paper import METRICS, PRIMARY
+from tasks.protocol import METRICS, PRIMARY
 
 DATA = {"full": "full datasets", "mini": "miniatures"}
 NORM = "JobType"

@@ -11,7 +11,8 @@ import rasterio
 from omegaconf import OmegaConf
 from rasterio.transform import Affine
 
-from tasks.data.chesapeake import CLASS_NAMES, COLORS, Chesapeake, colorize, open_splits
+from tasks.data import open_splits
+from tasks.data.chesapeake import CLASS_NAMES, COLORS, Chesapeake, colorize
 from tasks.data.tiles import IGNORED
 from tasks.errors import InputError
 
@@ -22,7 +23,7 @@ CODES = [0, 1, 2, 3, 4, 5, 6, 15]
 
 def config(root, crop=(SIDE, SIDE), name="full", scale=1.0, eval_halo=4):
     data = {"name": name, "root": str(root), "crop": list(crop), "scale": scale}
-    return OmegaConf.create({"data": data, "task": {"eval_halo": eval_halo}})
+    return OmegaConf.create({"data": data, "task": {"name": "chesapeake", "eval_halo": eval_halo}})
 
 
 def write_csv(path, rows):
@@ -360,7 +361,7 @@ def test_image_and_labels_of_different_size_or_place_are_named(root):
 def test_opening_imports_no_torch(root):
     code = (
         "import sys; from omegaconf import OmegaConf;"
-        "from tasks.data.chesapeake import open_splits;"
+        "from tasks.data import open_splits;"
         f"cfg = OmegaConf.create({OmegaConf.to_container(config(root))!r});"
         "open_splits(cfg, ['train', 'val', 'test']); sys.exit('torch' in sys.modules)"
     )

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.cli import compose
-from tasks.data.cityscapes import IGNORED, LABEL_IDS, Cityscapes, colorize, open_splits
+from tasks.config import compose
+from tasks.data import open_splits
+from tasks.data.cityscapes import IGNORED, LABEL_IDS, Cityscapes, colorize
 from tasks.errors import InputError
 
 

@@ -5,9 +5,9 @@ import torch
 import torchvision
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from tasks.classification import missed_classes
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.models import build_model
+from tasks.modules.classification import missed_classes
 
 
 def test_errors_agree_with_torchmetrics():

@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from tasks.data.coco import Coco, open_splits
+from tasks.data import open_splits
+from tasks.data.coco import Coco
 from tasks.errors import InputError
 
 HEIGHT, WIDTH = 20, 30
@@ -90,7 +91,7 @@ def write(root, split="train", changed=None):
 
 
 def config(root, name="full"):
-    return OmegaConf.create({"data": {"name": name, "root": str(root)}})
+    return OmegaConf.create({"task": {"name": "coco"}, "data": {"name": name, "root": str(root)}})
 
 
 def test_polygons_and_both_forms_of_run_lengths_give_the_mask(tmp_path):

@@ -16,10 +16,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from tasks.data import mini_coco
 from tasks.data.coco import Coco
-from tasks.detection import Detection, coco_results, coco_scores
 from tasks.errors import InputError
+from tasks.miniatures import coco as mini_coco
+from tasks.modules.detection import Detection, coco_results, coco_scores
 
 SIZE = 100  # pixels, both sides of the hand-made images
 SCORES = ("ap_bbox", "ap50_bbox", "ap75_bbox", "ap_mask", "ap50_mask", "ap75_mask")

@@ -5,10 +5,10 @@ import csv
 import pytest
 from conftest import ROOT
 
-from tasks.cli import compose, options
+from tasks.config import compose, options
 from tasks.models import scaled_norm
-from tasks.paper import paper_row
-from tasks.run import Run, norm_label
+from tasks.protocol import norm_label, paper_row
+from tasks.runs.directory import Run
 
 ROWS = {
     (table, tuple(row.values()))

@@ -12,7 +12,8 @@ from timm.models.hrnet import HighResolutionNet, cfg_cls
 from torch import nn
 
 from tasks.models import hrnet
-from tasks.models.hrnet import ARCHITECTURES, hrnetv2, load_imagenet_weights
+from tasks.models.checkpoint import load_imagenet_weights
+from tasks.models.hrnet import ARCHITECTURES, hrnetv2
 
 SMALL = "hrnetv2_w18_small_v1"
 TIMM_NAMES = {SMALL: "hrnet_w18_small", "hrnetv2_w48": "hrnet_w48"}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.data.imagenet import DEVKIT, KAGGLE, ImageNet, open_splits
+from tasks.data import open_splits
+from tasks.data.imagenet import DEVKIT, KAGGLE, ImageNet
 from tasks.errors import InputError
 
 TENCH, SETTER, FOX = "n01440764", "n02100735", "n02119789"
@@ -87,7 +88,8 @@ def write_truth(root: Path, ids: list) -> None:
 
 
 def config(root: Path, name: str = "full") -> SimpleNamespace:
-    return SimpleNamespace(data=SimpleNamespace(name=name, root=str(root)))
+    task = SimpleNamespace(name="imagenet")
+    return SimpleNamespace(task=task, data=SimpleNamespace(name=name, root=str(root)))
 
 
 def labels(dataset: ImageNet) -> list[tuple[str, int]]:

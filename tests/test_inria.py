@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rasterio import Affine
 
-from tasks.data.inria import open_splits
+from tasks.data import open_splits
 from tasks.errors import InputError
 
 SIZE = 48
@@ -54,7 +54,7 @@ def inria(tmp_path) -> Path:
 def settings(root: Path, holdout: bool = False, **data) -> DictConfig:
     values = {"name": "full", "root": str(root), "crop": [32, 32], "scale": 1.0}
     values |= {"patches_per_epoch": 10, "holdout": holdout}
-    return OmegaConf.create({"data": values | data, "task": {"eval_halo": 4}})
+    return OmegaConf.create({"data": values | data, "task": {"name": "inria", "eval_halo": 4}})
 
 
 def open_one(root: Path, split: str = "train", **options):

@@ -7,13 +7,9 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.data.cityscapes import Cityscapes
-from tasks.data.loading import (
-    Augmented,
-    EvalBatches,
-    TrainBatches,
-)
+from tasks.data.loading import Augmented, EvalBatches, TrainBatches
 from tasks.data.transforms import RandomScaleCrop, make_transform
 
 

@@ -19,10 +19,10 @@ from conftest import ROOT, write_cityscapes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.errors import InputError
-from tasks.loggers import finish_loggers, make_loggers, read_audit, wandb_mode
-from tasks.run import Run
+from tasks.runs.directory import Run
+from tasks.runs.loggers import finish_loggers, make_loggers, read_audit, wandb_mode
 
 KEY = "0123456789" * 4
 SMALL = ["data.crop=[32,64]", "data.batch_size=4", "data.workers=0", "trainer=cpu"]

@@ -9,7 +9,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from lcn import LocalContextNorm, audit, convert_norm
 from tasks.errors import InputError
-from tasks.models.mask_rcnn import load_backbone, mask_rcnn, reach_norms
+from tasks.models.checkpoint import load_backbone
+from tasks.models.mask_rcnn import mask_rcnn, reach_norms
 
 GN = {"name": "gn", "groups": 32}
 LCN = {"name": "lcn", "c_group": 8, "window": [227, 227]}

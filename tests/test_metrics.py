@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tasks.data.cityscapes import IGNORED, LABEL_IDS, Cityscapes
-from tasks.metrics import ConfusionByGroup, building_scores, class_iou, segmentation_scores
+from tasks.modules.metrics import ConfusionByGroup, building_scores, class_iou, segmentation_scores
 
 
 def official_evaluation(predictions: list[str], truths: list[str]) -> dict:

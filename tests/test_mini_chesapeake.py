@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from tasks.data import mini_chesapeake
-from tasks.data.mini_chesapeake import SCENES, ensure, render
+from tasks.miniatures import chesapeake as mini_chesapeake
+from tasks.miniatures.chesapeake import SCENES, ensure, render
 
 CODES = {1, 2, 3, 4, 5, 6, 15}
 CLASS_OF = np.array([-1, 0, 1, 2, 3, 3, 3, *[-1] * 9])  # by land-cover code; -1 is ignored

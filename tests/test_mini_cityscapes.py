@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.data import mini_cityscapes
-from tasks.data.mini_cityscapes import CITIES, IMAGES_PER_CITY, ensure, render
+from tasks.miniatures import cityscapes as mini_cityscapes
+from tasks.miniatures.cityscapes import CITIES, IMAGES_PER_CITY, ensure, render
 
 EVALUATED = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
 VOID = {0, 1, 3, 4, 5, 6}

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from tasks.data import mini_coco
 from tasks.data.coco import Coco
-from tasks.data.mini_coco import CATEGORIES, IMAGES, ensure, polygons, render, run_lengths
+from tasks.miniatures import coco as mini_coco
+from tasks.miniatures.coco import CATEGORIES, IMAGES, ensure, polygons, render, run_lengths
 
 FEW = {"train": 24, "val": 12}
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.data import mini_imagenet
-from tasks.data.imagenet import open_splits
-from tasks.data.mini_imagenet import CLASSES, IMAGES_PER_CLASS, ensure, render
+from tasks.data import open_splits
+from tasks.miniatures import imagenet as mini_imagenet
+from tasks.miniatures.imagenet import CLASSES, IMAGES_PER_CLASS, ensure, render
 
 FEW = {"train": 5, "val": 1}  # images per class: enough to meet three odd files, quick to draw
 NAMES = {"train": r"{wnid}_\d+\.JPEG", "val": r"ILSVRC2012_val_\d{{8}}\.JPEG"}

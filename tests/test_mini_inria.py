@@ -10,9 +10,9 @@ import pytest
 import rasterio
 from omegaconf import OmegaConf
 
-from tasks.data import mini_inria
-from tasks.data.inria import open_splits
-from tasks.data.mini_inria import CITIES, STYLES, TILES_PER_CITY, ensure, render
+from tasks.data import open_splits
+from tasks.miniatures import inria as mini_inria
+from tasks.miniatures.inria import CITIES, STYLES, TILES_PER_CITY, ensure, render
 
 FEW = {"train": ("kitsap",), "test": ("sfo", "tyrol-e")}  # enough for the files, quick to draw
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "paper" / "table7.csv"
@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_bytes(few, tmp_path, monkeypatch):
 def test_the_miniature_opens_as_the_dataset_and_its_test_tiles_are_scored(few):
     data = {"name": "mini", "root": str(few.parent), "crop": [143, 143], "scale": 0.25}
     data |= {"patches_per_epoch": 4, "holdout": False}
-    cfg = OmegaConf.create({"data": data, "task": {"eval_halo": 92}})
+    cfg = OmegaConf.create({"data": data, "task": {"name": "inria", "eval_halo": 92}})
     train, test = open_splits(cfg, ["train", "test"])
     assert train[0]["image"].shape == (143, 143, 3)
     assert len(train) == 4

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from lcn import LocalContextNorm
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.errors import InputError
-from tasks.models import build_model, load_weights
+from tasks.models import build_model
+from tasks.models.checkpoint import load_weights
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, LocalContextNorm)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.errors import InputError
-from tasks.optimization import make_optimizer
-from tasks.paper import learning_rate
+from tasks.modules.optimization import make_optimizer
+from tasks.protocol import learning_rate
 
 
 def rates(cfg, total_batch, steps, at):

@@ -17,10 +17,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tasks.errors import InputError
-from tasks.figures import Series, densest_window, finished_runs, over_seeds, shaded, styles
-from tasks.paper import METRICS, PRIMARY
-from tasks.report import make_sections, write_report
-from tasks.tables import gather, rows_of_table
+from tasks.evidence.charts import Series, over_seeds, shaded, styles
+from tasks.evidence.gather import gather
+from tasks.evidence.pictures import densest_window
+from tasks.evidence.report import make_sections, write_report
+from tasks.evidence.rows import rows_of_table
+from tasks.protocol import METRICS, PRIMARY
+from tasks.runs.record import finished_runs
 
 MINUS = "\N{MINUS SIGN}"
 HOME = "/home/someone"

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tasks.cli import compose
-from tasks.segmentation import Segmentation
+from tasks.config import compose
+from tasks.modules.segmentation import Segmentation
 
 
 @pytest.fixture(scope="module")

@@ -12,25 +12,14 @@ import pytest
 from conftest import ROOT, configuration
 from omegaconf import OmegaConf
 
-from tasks.cli import options
+from tasks.config import options
 from tasks.errors import InputError
-from tasks.paper import METRICS
-from tasks.tables import (
-    CANNOT_TELL,
-    CLAIMS,
-    DOES_NOT,
-    HOLDS,
-    Claim,
-    Evidence,
-    claims_text,
-    csv_text,
-    gather,
-    judge,
-    paired_difference,
-    published_rows,
-    t_quantile,
-    write_tables,
-)
+from tasks.evidence.claims import CANNOT_TELL, CLAIMS, DOES_NOT, HOLDS, Claim, claims_text, judge
+from tasks.evidence.gather import Evidence, gather
+from tasks.evidence.rows import published_rows
+from tasks.evidence.statistics import paired_difference, t_quantile
+from tasks.evidence.tables import csv_text, write_tables
+from tasks.protocol import METRICS
 
 
 @pytest.fixture

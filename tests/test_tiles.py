@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rasterio.transform import from_origin
 from torch import nn
 
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.data import Datasets
 from tasks.data.loading import Augmented, DataModule
 from tasks.data.tiles import (
@@ -25,8 +25,8 @@ from tasks.data.tiles import (
 )
 from tasks.data.transforms import make_transform
 from tasks.errors import InputError
-from tasks.segmentation import Segmentation
-from tasks.training import evaluate
+from tasks.modules.segmentation import Segmentation
+from tasks.runs.training import evaluate
 
 TABLE = class_table({0: 0, 255: 1})
 PLACE = from_origin(600_000, 4_200_000, 0.3, 0.3)

@@ -13,8 +13,9 @@ import torch
 from conftest import ROOT, write_cityscapes
 from PIL import Image
 
-from tasks.cli import Busy, compose
-from tasks.run import Run
+from tasks.config import compose
+from tasks.errors import Busy
+from tasks.runs.directory import Run
 
 SMALL = ["data.crop=[32,64]", "data.batch_size=4", "data.workers=0", "trainer=cpu"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.errors import InputError
 from tasks.models import build_model
 from tasks.models.unet import UNet

@@ -4,11 +4,15 @@ No torch here: what is wrong with the data is said at once.
 """
 
 import importlib
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from omegaconf import DictConfig
+
+from tasks import miniatures
 
 
 class Dataset(Protocol):
@@ -42,6 +46,19 @@ def dataset_module(cfg: DictConfig) -> ModuleType:
     return importlib.import_module(f"tasks.data.{cfg.task.name}")
 
 
+def open_splits(cfg: DictConfig, splits: Sequence[str]) -> list[Dataset]:
+    """Splits of the task's dataset, or of its miniature, which is generated if need be.
+
+    Raises:
+        InputError: the dataset is not there or not as it should be.
+    """
+    root, release = Path(cfg.data.root).expanduser(), cfg.task.name
+    if cfg.data.name == "mini":
+        root = miniatures.ensure_for_task(cfg.task.name, root)
+        release = root.name
+    return dataset_module(cfg).open_splits(cfg, splits, root, release)
+
+
 def open_datasets(cfg: DictConfig) -> Datasets:
     """The datasets to train on and to evaluate on.
 
@@ -53,7 +70,7 @@ def open_datasets(cfg: DictConfig) -> Datasets:
     splits = ["train", cfg.data.eval_split]
     if cfg.task.test_split is not None and cfg.mode == "train":
         splits.append(cfg.task.test_split)
-    opened = dataset_module(cfg).open_splits(cfg, splits)
+    opened = open_splits(cfg, splits)
     if cfg.task.num_classes is None:
         cfg.task.class_names = list(opened[0].class_names)
         cfg.task.num_classes = cfg.task.outputs = len(cfg.task.class_names)

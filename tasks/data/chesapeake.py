@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from tasks.data import mini_chesapeake
 from tasks.data.tiles import UNKNOWN, Tile, TileWindows, class_table
 from tasks.errors import InputError
 
@@ -33,8 +32,10 @@ SAMPLES = {"train": 50_000, "test": 20}
 _CHANNELS, _LABEL_CHANNEL = 29, 8
 
 
-def open_splits(cfg: DictConfig, splits: Sequence[str]) -> list["Chesapeake | TileWindows"]:
-    """Patches (``train``, ``val``) and whole tiles (``test``) of the dataset or of the miniature.
+def open_splits(
+    cfg: DictConfig, splits: Sequence[str], root: Path, release: str
+) -> list["Chesapeake | TileWindows"]:
+    """Patches (``train``, ``val``) and whole tiles (``test``) of the dataset in a folder.
 
     Tiles come as overlapping windows of ``data.crop`` pixels; a network sees
     ``task.eval_halo * data.scale`` pixels around what it is scored on.
@@ -42,10 +43,6 @@ def open_splits(cfg: DictConfig, splits: Sequence[str]) -> list["Chesapeake | Ti
     Raises:
         InputError: there is no such dataset, or it is not as it should be.
     """
-    root, release = Path(cfg.data.root).expanduser(), "chesapeake"
-    if cfg.data.name == "mini":
-        root = mini_chesapeake.ensure(root)
-        release = root.name
     crop = (int(cfg.data.crop[0]), int(cfg.data.crop[1]))
     halo = round(cfg.task.eval_halo * cfg.data.scale)
     return [

@@ -4,13 +4,13 @@ No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batc
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
-from tasks.data import mini_cityscapes
 from tasks.errors import InputError
 
 COLORS = np.array(
@@ -41,26 +41,24 @@ _TRAIN_IDS[255] = IGNORED  # a licence plate is -1, which a PNG of bytes holds a
 _TRAIN_IDS[LABEL_IDS] = np.arange(19)
 
 
-def open_splits(cfg: DictConfig, splits: list[str]) -> list["Cityscapes"]:
-    """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
+def open_splits(
+    cfg: DictConfig, splits: Sequence[str], root: Path, release: str
+) -> list["Cityscapes"]:
+    """The splits of the dataset in a folder.
 
     Raises:
         InputError: there is no such dataset, or it is not as it should be.
     """
-    folder = Path(cfg.data.root).expanduser()
-    if cfg.data.name == "mini":
-        folder = mini_cityscapes.ensure(folder)
-        return [Cityscapes(folder, split, release=folder.name) for split in splits]
-    missing = [part for part in ("leftImg8bit", "gtFine") if not (folder / part).is_dir()]
+    missing = [part for part in ("leftImg8bit", "gtFine") if not (root / part).is_dir()]
     if missing:
         raise InputError(
-            f"Cityscapes not found: no folder {' and no folder '.join(missing)} in {folder}\n"
+            f"Cityscapes not found: no folder {' and no folder '.join(missing)} in {root}\n"
             "  Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from\n"
-            f"  https://www.cityscapes-dataset.com (free registration) into {folder},\n"
+            f"  https://www.cityscapes-dataset.com (free registration) into {root},\n"
             "  or say where they are with data.root=/path/to/cityscapes,\n"
             "  or train on the generated miniature: python train.py task=cityscapes data=mini"
         )
-    return [Cityscapes(folder, split) for split in splits]
+    return [Cityscapes(root, split, release) for split in splits]
 
 
 class Cityscapes:

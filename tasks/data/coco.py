@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tasks.data import mini_coco
 from tasks.errors import InputError
 
 _KEYS = {
@@ -30,8 +29,8 @@ SAMPLES = {"train": 117_266, "val": 5_000}
 """Images of each split; in train those that have objects, of 118,287."""
 
 
-def open_splits(cfg: DictConfig, splits: list[str]) -> list["Coco"]:
-    """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
+def open_splits(cfg: DictConfig, splits: Sequence[str], root: Path, release: str) -> list["Coco"]:
+    """The splits of the dataset in a folder.
 
     ``train`` in the first place is for training: without images that have nothing to train on.
     Anywhere else, and ``val`` everywhere, is for evaluation: all images.
@@ -40,10 +39,6 @@ def open_splits(cfg: DictConfig, splits: list[str]) -> list["Coco"]:
         InputError: there is no such dataset, it is not as it should be, or the splits have
             different categories.
     """
-    root, release = Path(cfg.data.root).expanduser(), "coco"
-    if cfg.data.name == "mini":
-        root = mini_coco.ensure(root)
-        release = root.name
     needed = [part for s in splits for part in (f"{s}2017", f"annotations/{_json_name(s)}")]
     missing = [part for part in dict.fromkeys(needed) if not (root / part).exists()]
     if missing:

@@ -9,13 +9,13 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from omegaconf import DictConfig
 from PIL import Image
 
-from tasks.data import mini_imagenet
 from tasks.errors import InputError
 
 EXTENSIONS = (".jpeg", ".jpg", ".png")
@@ -27,33 +27,27 @@ SAMPLES = {"train": 1_281_167, "val": 50_000}
 """Images of each split."""
 
 
-def open_splits(cfg, splits: list[str]) -> list["ImageNet"]:
-    """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
-
-    Args:
-        cfg: the run's config, of which ``data.name`` and ``data.root`` are used.
-        splits: ``train``, ``val`` or both.
+def open_splits(
+    cfg: DictConfig, splits: Sequence[str], root: Path, release: str
+) -> list["ImageNet"]:
+    """The splits (``train``, ``val`` or both) of the dataset in a folder.
 
     Raises:
         InputError: there is no such dataset, or it is not as it should be.
     """
-    folder = Path(cfg.data.root).expanduser()
-    if cfg.data.name == "mini":
-        folder = mini_imagenet.ensure(folder)
-        return [ImageNet(folder, split, release=folder.name) for split in splits]
-    missing = [split for split in splits if not (folder / split).is_dir()]
+    missing = [split for split in splits if not (root / split).is_dir()]
     if missing:
         raise InputError(
-            f"ImageNet not found: no folder {' and no folder '.join(missing)} in {folder}\n"
+            f"ImageNet not found: no folder {' and no folder '.join(missing)} in {root}\n"
             "  From https://www.image-net.org/download.php (free registration), unpack\n"
-            f"  ILSVRC2012_img_train.tar into {folder / 'train'},\n"
+            f"  ILSVRC2012_img_train.tar into {root / 'train'},\n"
             "  each of the 1,000 archives in it into a folder of its name (n01440764/*.JPEG),\n"
-            f"  ILSVRC2012_img_val.tar into {folder / 'val'}, and\n"
-            f"  ILSVRC2012_devkit_t12.tar.gz into {folder} (the ground truth of val),\n"
+            f"  ILSVRC2012_img_val.tar into {root / 'val'}, and\n"
+            f"  ILSVRC2012_devkit_t12.tar.gz into {root} (the ground truth of val),\n"
             "  or say where they are with data.root=/path/to/imagenet,\n"
             "  or train on the generated miniature: python train.py task=imagenet data=mini"
         )
-    return [ImageNet(folder, split) for split in splits]
+    return [ImageNet(root, split, release) for split in splits]
 
 
 class ImageNet:

@@ -5,13 +5,12 @@ No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batc
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
 
-from tasks.data import mini_inria
 from tasks.data.tiles import IGNORED, RandomPatches, Tile, TileWindows, class_table
 from tasks.errors import InputError
 
@@ -31,8 +30,10 @@ SIZE = (5000, 5000)
 _CITY_NAMES = {"sfo": "san_francisco", "tyrol-e": "east_tyrol", "tyrol-w": "west_tyrol"}
 
 
-def open_splits(cfg: DictConfig, splits: list[str]) -> list["InriaPatches | InriaWindows"]:
-    """The splits of the real dataset (``full``) or of the miniature, which is generated if need be.
+def open_splits(
+    cfg: DictConfig, splits: Sequence[str], root: Path, release: str
+) -> list["InriaPatches | InriaWindows"]:
+    """The splits of the dataset in a folder, or in its sub-folder ``AerialImageDataset``.
 
     ``train`` is a random patch of ``cfg.data.crop`` at every draw, ``val`` and ``test`` are windows
     of that size that cover all tiles. Only the files' headers are read here.
@@ -40,10 +41,7 @@ def open_splits(cfg: DictConfig, splits: list[str]) -> list["InriaPatches | Inri
     Raises:
         InputError: there is no such dataset, or it is not as it should be.
     """
-    root, mini = Path(cfg.data.root).expanduser(), cfg.data.name == "mini"
-    root = mini_inria.ensure(root) if mini else root
     folder = root / ARCHIVE if (root / ARCHIVE).is_dir() else root
-    release = root.name if mini else "inria"
     _require_folders(root, folder, splits)
     opened = []
     for split in splits:

@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from tasks.data import Dataset, Datasets
 from tasks.data.transforms import make_transform
 from tasks.errors import InputError
-from tasks.run import stable_seed
+from tasks.identity import stable_seed
 
 Sample = dict[str, torch.Tensor | str]
 

@@ -1,12 +1,12 @@
 """From a configuration to a network whose norm layers are the ones asked for."""
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lcn import convert_norm
 from tasks.errors import InputError
-from tasks.models.hrnet import hrnetv2, load_imagenet_weights
+from tasks.models.checkpoint import load_imagenet_weights
+from tasks.models.hrnet import hrnetv2
 from tasks.models.unet import UNet
 
 
@@ -52,7 +52,8 @@ def _build(cfg: DictConfig, in_channels: int) -> nn.Module:
 
 
 def _detector(cfg: DictConfig, norm: dict) -> nn.Module:
-    from tasks.models.mask_rcnn import load_backbone, mask_rcnn
+    from tasks.models.checkpoint import load_backbone
+    from tasks.models.mask_rcnn import mask_rcnn
 
     path = cfg.task.backbone_checkpoint
     model = mask_rcnn(
@@ -84,59 +85,3 @@ def scaled_norm(cfg: DictConfig) -> dict:
         sides = window if isinstance(window, list) else [window, window]
         norm["window"] = [max(1, int(side * cfg.data.scale)) for side in sides]
     return norm
-
-
-def load_weights(model: nn.Module, path: str, norm: dict | None = None) -> dict:
-    """Loads the network's weights out of a run's checkpoint and returns the whole checkpoint.
-
-    Args:
-        model: where the weights go.
-        path: a ``last.ckpt``.
-        norm: what `scaled_norm` gives for ``model``, if the weights must have been trained with the
-            same norm; GN, LN, IN and LCN have weights of the same shapes.
-
-    Raises:
-        InputError: no such file, not a checkpoint, or the checkpoint of another network or norm.
-    """
-    checkpoint = read_checkpoint(path)
-    if norm is not None and checkpoint.get("norm") != norm:
-        raise InputError(
-            f"{path} is the checkpoint of another model: its norm is {checkpoint.get('norm')}, not "
-            f"{norm}; use the norm it was trained with (config.yaml beside it)"
-        )
-    weights = {
-        key.removeprefix("model."): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith("model.")
-    }
-    own = model.state_dict()
-    wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
-    wrong += [k for k in weights if k not in own]
-    if wrong:
-        raise InputError(
-            f"{path} is the checkpoint of another model: {len(wrong)} of {len(own)} weights are "
-            f"missing, unknown or of another shape, first {wrong[0]}; use the task, task/model and "
-            "norm it was trained with (config.yaml beside it)"
-        )
-    model.load_state_dict(weights)
-    return checkpoint
-
-
-def read_checkpoint(path: str) -> dict:
-    """A checkpoint file's content, on the CPU, without running any code from it.
-
-    Raises:
-        InputError: no such file, or not a checkpoint of a run.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"checkpoint {path} does not exist") from None
-    except Exception as error:  # torch.load's own message advises to run the file's code
-        raise InputError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or no "
-            "checkpoint; give another one, or delete it to start its run anew"
-        ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise InputError(f"{path} is not a checkpoint of a run (it has no state_dict)")
-    return checkpoint

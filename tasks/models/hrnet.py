@@ -10,11 +10,8 @@ overriding that, the forward pass, the initialisation and the head leaves little
 """
 
 from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -164,72 +161,6 @@ class MultiResolutionModule(nn.Module):
                 total = total + (_resize(x, maps[target].shape[-2:]) if source > target else x)
             sums.append(F.relu(total))
         return sums
-
-
-class LoadedKeys(NamedTuple):
-    """What `load_imagenet_weights` did, as lists of state-dict keys."""
-
-    used: list[str]  # copied from the file
-    # Of the model and left as they were: the head; with old files, norm layers' batch counters.
-    missing: list[str]
-    unused: list[str]  # of the file: the classifier
-
-
-def load_imagenet_weights(model: HRNetV2, path: str | PathLike) -> LoadedKeys:
-    """Copy the backbone of an ImageNet classification checkpoint into a model, in place.
-
-    timm's files and those of https://github.com/HRNet/HRNet-Image-Classification name their keys
-    alike. The head ``last_layer`` is never loaded.
-
-    Args:
-        model: an HRNetV2, before or after its norm layers were replaced.
-        path: local file, ``.safetensors`` or anything `torch.load` reads: a state dict, or a
-            dict with one under ``"state_dict"``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no state dict or that of another model: it lacks a weight of
-            the backbone, has one in another shape, or has stages with more layers. The model is
-            left as it was.
-    """
-    in_file = _read_state_dict(Path(path))
-    backbone = {k: v for k, v in model.state_dict().items() if not k.startswith("last_layer.")}
-    used = [key for key in backbone if key in in_file]
-    parameters = [key for key, _ in model.named_parameters() if key in backbone]
-    problems = [f"{key} is missing" for key in parameters if key not in in_file]
-    problems += [
-        f"{key} is {list(in_file[key].shape)}, not {list(backbone[key].shape)}"
-        for key in used
-        if in_file[key].shape != backbone[key].shape
-    ]
-    problems += [
-        f"{key} has no place in the model"
-        for key, weight in in_file.items()
-        if key.startswith("stage") and key not in backbone and weight.ndim == 4
-    ]
-    if problems:
-        raise ValueError(
-            f"{path} holds another model: {problems[0]} ({len(problems)} differences in all)"
-        )
-    model.load_state_dict({key: in_file[key] for key in used}, strict=False)
-    return LoadedKeys(
-        used,
-        missing=[key for key in model.state_dict() if key not in used],
-        unused=[key for key in in_file if key not in used],
-    )
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(checkpoint, dict):
-        checkpoint = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds no state dict but a {type(checkpoint).__name__}")
-    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
 
 
 def _resize(x: Tensor, size: torch.Size) -> Tensor:

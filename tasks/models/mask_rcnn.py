@@ -27,19 +27,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d
 
 from lcn import convert_norm
-from tasks.errors import InputError
 
 NAME = "mask_rcnn_r50_fpn"
 RESIZE = (800, 1333)  # pixels: the short side of an image, and the most of its long side
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels, one for each of the five pyramid levels
 PYRAMID_CHANNELS, BOX_FEATURES = 256, 1024
 
-# A checkpoint's norm: others that its weights can be fine-tuned in.
-FINE_TUNED_AS = {
-    "gn": ("lcn", "lcn_released", "lcn_tiled"),
-    "bn": ("sync_bn",),
-    "sync_bn": ("bn",),
-}
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -173,59 +166,3 @@ def reach_norms(model: MaskRCNN, images: torch.Tensor) -> None:
     for head, pool in (("box_head", "box_roi_pool"), ("mask_head", "mask_roi_pool")):
         cells = getattr(model.roi_heads, pool).output_size
         getattr(model.roi_heads, head)(features.new_zeros(1, features.shape[1], *cells))
-
-
-def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
-    """Copies the ResNet-50 out of a checkpoint of the ImageNet task into the backbone.
-
-    Args:
-        model: made with ``pretrained=True``.
-        path: a run's ``last.ckpt``.
-        norm: of ``model``. The checkpoint's must be of the same name, or GN for an LCN, whose
-            weights mean the same; batch norms also go into synchronised ones.
-
-    Returns:
-        A sentence that says which weights were used, which were not, and which norm went into
-        which.
-
-    Raises:
-        InputError: no such checkpoint, one of another network, or of a norm that does not fit.
-    """
-    from tasks.models import read_checkpoint  # which imports this module
-
-    checkpoint = read_checkpoint(path)
-    before = checkpoint.get("norm") or {}
-    if norm["name"] not in (before.get("name"), *FINE_TUNED_AS.get(before.get("name"), ())):
-        raise InputError(
-            f"task.backbone_checkpoint={path} was trained with norm {_described(before)}, which "
-            f"cannot be fine-tuned as {_described(norm)}: GN goes into GN or LCN, any other norm "
-            "into itself; choose another norm or checkpoint"
-        )
-    given = {
-        key.removeprefix("model."): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith("model.")
-    }
-    body = model.backbone.body
-    own = body.state_dict()
-    for key, value in own.items():
-        if key not in given or given[key].shape != value.shape:
-            what = f"of shape {list(given[key].shape)}" if key in given else "missing"
-            raise InputError(
-                f"task.backbone_checkpoint={path} is not of a ResNet-50: {key}, here of shape "
-                f"{list(value.shape)}, is {what} there; give a checkpoint of task=imagenet"
-            )
-    body.load_state_dict({key: given[key] for key in own})
-    unused = sorted(
-        key for key in given.keys() - own.keys() if not key.endswith(".num_batches_tracked")
-    )
-    return (
-        f"backbone from {path}: {len(own)} of its {len(given)} weights used, "
-        f"not used: {', '.join(unused) or 'none'}; "
-        f"norm {_described(before)} into {_described(norm)}"
-    )
-
-
-def _described(norm: Mapping[str, Any]) -> str:
-    settings = (f"{key} {value}" for key, value in norm.items() if key not in ("name", "eps"))
-    return f"{norm.get('name', 'unknown')} ({', '.join(settings)})".replace(" ()", "")

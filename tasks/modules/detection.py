@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from tasks.data.coco import Coco
-from tasks.module import TaskModule
+from tasks.modules.module import TaskModule
 
 Result = dict[str, Any]  # one detection, an entry of COCO's results format
 

@@ -13,7 +13,7 @@ from rasterio.windows import Window
 
 from tasks.data.loading import DataModule
 from tasks.data.tiles import TileWindows, core_of, open_raster
-from tasks.module import TaskModule
+from tasks.modules.module import TaskModule
 
 ARCHIVE = "submission.zip"
 

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from tasks.data import miniature
+from tasks.miniatures import generate_once
 
 VERSION = 1
 SEED = 0
@@ -68,11 +68,11 @@ Colour = tuple[float, float, float]
 
 
 def ensure(root: Path | str, seed: int = SEED) -> Path:
-    """The miniature's folder, with `leftImg8bit` and `gtFine` in it; see `miniature.ensure`.
+    """The folder with `leftImg8bit` and `gtFine`; see `tasks.miniatures.generate_once`.
 
     The same seed gives the same bytes (with the same versions of numpy and Pillow).
     """
-    return miniature.ensure(root, "cityscapes", VERSION, seed, partial(_generate, seed))
+    return generate_once(root, "cityscapes", VERSION, seed, partial(_generate, seed))
 
 
 def _generate(seed: int, folder: Path) -> None:

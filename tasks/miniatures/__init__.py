@@ -1,5 +1,6 @@
 """Where generated stand-ins for datasets are kept, and how they get there whole."""
 
+import importlib
 import os
 import shutil
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 
-def ensure(
+def generate_once(
     root: Path | str, name: str, version: int, seed: int, generate: Callable[[Path], None]
 ) -> Path:
     """The folder of a miniature, generated (under a minute) if it is not there.
@@ -45,3 +46,8 @@ def ensure(
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def ensure_for_task(task: str, root: Path) -> Path:
+    """The root of the miniature of a task's dataset, generated if it is not there."""
+    return importlib.import_module(f"tasks.miniatures.{task}").ensure(root)

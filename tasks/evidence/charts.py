@@ -1,39 +1,18 @@
-"""Pictures of finished runs: learning curves, predictions side by side (Figure 2), charts.
+"""Charts to be looked at in a browser, drawn by plotly."""
 
-Pictures for files are matplotlib's, charts to be looked at in a browser plotly's.
-"""
-
-import csv
-import functools
 import html
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-import torch
-from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from tasks.data import Dataset, dataset_module, is_labelled, open_datasets
-from tasks.data.loading import Augmented
-from tasks.data.transforms import IGNORED, make_transform
-from tasks.errors import InputError
-from tasks.models import build_model, load_weights, scaled_norm
-from tasks.paper import PRIMARY
-from tasks.run import norm_label
-from tasks.segmentation import Segmentation
+from tasks.protocol import metric_title
+from tasks.runs.record import FinishedRun
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-matplotlib.use("Agg")
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. Yellow, which is faint on
 # white, is of the norm that is in no published table.
@@ -41,178 +20,6 @@ NORM_COLORS = {
     "bn": "#0072B2", "sync_bn": "#56B4E9", "gn": "#E69F00", "in": "#CC79A7", "ln": "#000000",
     "lcn": "#009E73", "lcn_released": "#D55E00", "lcn_tiled": "#F0E442",
 }  # fmt: skip
-
-
-class FinishedRun:
-    """A run directory with its result, configuration, metrics per epoch and network."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        try:
-            self.result = json.loads((directory / "result.json").read_text())
-            self.cfg: DictConfig = OmegaConf.load(directory / "config.yaml")
-            self.label = norm_label(self.cfg.norm)
-            self.color = NORM_COLORS[self.cfg.norm.name]
-            self.task, self.kind = self.cfg.task.name, self.cfg.task.kind
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError,
-                OmegaConfBaseException) as error:  # fmt: skip
-            what = f"{directory} is damaged ({type(error).__name__})"
-            raise InputError(f"{what}: remove it and give the run's command again") from None
-
-    @property
-    def primary(self) -> str:
-        """The metric that is compared first."""
-        return PRIMARY[self.task]
-
-    def lines(self, name: str) -> list[dict[str, str]]:
-        """The lines of a CSV file of the run; none if it has no such file."""
-        path = self.directory / name
-        if not path.exists():
-            return []
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def curve(self, column: str) -> tuple[list[float], list[float]]:
-        """Epochs and values of a column of ``metrics.csv``, where it has a value."""
-        rows = [row for row in self.lines("metrics.csv") if row.get(column)]
-        return [float(row["epoch"]) for row in rows], [float(row[column]) for row in rows]
-
-    def network(self) -> Segmentation:
-        """The trained network in evaluation mode, on the CPU; images to logits at their size."""
-        model = build_model(self.cfg)
-        norm = scaled_norm(self.cfg)
-        load_weights(model, str(self.directory / "last.ckpt"), norm)
-        return Segmentation(model, self.cfg, norm).eval()
-
-
-def finished_runs(places: list[Path]) -> list[FinishedRun]:
-    """The finished runs in and below the folders, newest last.
-
-    Raises:
-        InputError: there is none.
-    """
-    files = {file.resolve(): file for place in places for file in place.rglob("result.json")}
-    if not files:
-        raise InputError(f"no finished run (result.json) below {', '.join(map(str, places))}")
-    oldest_first = sorted(files.values(), key=lambda file: (file.stat().st_mtime_ns, str(file)))
-    return [FinishedRun(file.parent) for file in oldest_first]
-
-
-def learning_curves(runs: list[FinishedRun]) -> Figure:
-    """Training loss and the primary metric over epochs, a line per run of one task."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2)
-    primary = runs[0].primary
-    titles = (("loss", "training loss"), (primary, f"validation {metric_title(primary)} (%)"))
-    for ax, (column, title) in zip(panels, titles, strict=True):
-        for number, run in enumerate(runs):
-            alike = [other.label == run.label for other in runs]
-            one_entry = alike.index(True) == number  # per norm: the colour says the rest
-            label = run.label if sum(alike) > 1 else f"{run.label}, seed {run.cfg.seed}"
-            entry = {"label": label} if one_entry else {}
-            ax.plot(*run.curve(column), color=run.color, marker=".", **entry)
-        ax.set(xlabel="epoch", title=title)
-        ax.grid(alpha=0.3)
-    panels[1].legend(fontsize="x-small" if len({run.label for run in runs}) > 8 else None)
-    return figure
-
-
-def metric_title(name: str) -> str:
-    """A metric as people write it: ``miou`` is mIoU, ``san_francisco_iou`` San Francisco IoU."""
-    words = {
-        "miou": "mIoU", "iou": "IoU", "acc": "accuracy", "err": "error", "ap": "AP",
-        "ap50": "AP50", "ap75": "AP75", "bbox": "box", "top1": "top-1", "top5": "top-5",
-        "pixel": "pixel", "mean": "mean", "mask": "mask", "overall": "overall",
-    }  # fmt: skip
-    return " ".join(words.get(word, word.capitalize()) for word in name.split("_"))
-
-
-def predict(network: Segmentation, cfg: DictConfig, dataset: Dataset, index: int) -> np.ndarray:
-    """The predicted train ids [H, W] of one whole image."""
-    sample = Augmented(dataset, make_transform(cfg, training=False), cfg.seed)[0, index]
-    with torch.inference_mode():
-        logits = network(sample["image"][None])
-        return network.decide(logits)[0].byte().numpy()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An image, its ground truth and two runs' predictions, by title: arrays [H, W, 3] of uint8.
-
-    ``detail`` is the window (top, left, height, width), a quarter of the image's height and width,
-    where the two predictions differ most on labelled pixels.
-    """
-
-    pictures: dict[str, np.ndarray]
-    detail: tuple[int, int, int, int]
-
-    def details(self) -> dict[str, np.ndarray]:
-        top, left, height, width = self.detail
-        cut = slice(top, top + height), slice(left, left + width)
-        return {title: picture[cut] for title, picture in self.pictures.items()}
-
-
-@functools.cache
-def compare(left: FinishedRun, right: FinishedRun, count: int = 2) -> list[Comparison]:
-    """Two runs on images that are spread evenly over the evaluation split (Figure 2).
-
-    Raises:
-        InputError: the data is not there, or its labels are not public.
-    """
-    dataset = open_datasets(left.cfg).eval
-    if not is_labelled(dataset):
-        raise InputError("the labels of the evaluation split are not public")
-    colorize = dataset_module(left.cfg).colorize
-    networks = {run.label: (run, run.network()) for run in (left, right)}
-    comparisons = []
-    for index in np.linspace(0, len(dataset) - 1, count).astype(int).tolist():
-        sample = dataset[index]
-        found = {n: predict(net, run.cfg, dataset, index) for n, (run, net) in networks.items()}
-        differ = (found[left.label] != found[right.label]) & (sample["label"] != IGNORED)
-        labels = {"ground truth": sample["label"], **found}
-        pictures = {"input": sample["image"][..., :3]}
-        pictures |= {title: colorize(label) for title, label in labels.items()}
-        comparisons.append(Comparison(pictures, densest_window(differ)))
-    return comparisons
-
-
-def side_by_side(comparisons: list[Comparison]) -> Figure:
-    """Input, ground truth and two runs' predictions, each with an enlarged detail (Figure 2)."""
-    count = len(comparisons)
-    figure = Figure(figsize=(13, 3.5 * count), layout="constrained")
-    axes = figure.subplots(2 * count, 4, squeeze=False)
-    for row, comparison in enumerate(comparisons):
-        top, left_edge, height, width = comparison.detail
-        details = comparison.details()
-        for column, (title, picture) in enumerate(comparison.pictures.items()):
-            whole, detail = axes[2 * row, column], axes[2 * row + 1, column]
-            whole.imshow(picture, interpolation="nearest")
-            frame = {"fill": False, "edgecolor": "orange", "linewidth": 2}
-            corner = (left_edge - 0.5, top - 0.5)
-            whole.add_patch(matplotlib.patches.Rectangle(corner, width, height, **frame))
-            detail.imshow(details[title], interpolation="nearest")
-            if row == 0:
-                whole.set_title(title)
-            for ax, color in ((whole, "none"), (detail, "orange")):
-                ax.set(xticks=[], yticks=[])
-                for spine in ax.spines.values():
-                    spine.set(color=color, linewidth=2)
-    return figure
-
-
-def densest_window(mask: np.ndarray, fraction: int = 4) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the window of 1/fraction the size with most true pixels."""
-    height, width = mask.shape[0] // fraction, mask.shape[1] // fraction
-    sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    counts = (
-        sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width]
-        + sums[:-height, :-width]
-    )  # fmt: skip
-    top, left = np.unravel_index(counts.argmax(), counts.shape)
-    return int(top), int(left), height, width
-
-
-# Charts
 
 
 @dataclass(frozen=True)
@@ -239,11 +46,17 @@ class Style:
 
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+
 PAPER = Style("#6b7280", "dash", "circle-open")
+
 TEXT, GRID = "#1f2937", "#e5e7eb"
+
 LEGEND_DISTANCE = 60  # pixels from a plot down to its legend: what the axis' title needs
+
 MOST_MARKERS = 60  # points of a line beyond which markers would hide it
+
 MOST_CLASSES = 20  # that a chart of bars shows
 
 

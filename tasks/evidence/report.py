@@ -23,35 +23,23 @@ from PIL import Image
 
 from tasks.data import dataset_module
 from tasks.errors import InputError
-from tasks.figures import (
+from tasks.evidence.charts import (
     MOST_CLASSES,
-    Comparison,
-    FinishedRun,
     Point,
     Series,
     bars_chart,
-    compare,
     curves_chart,
-    metric_title,
     sensitivity_chart,
 )
-from tasks.run import run_identity, write_atomically
-from tasks.tables import (
-    CANNOT_TELL,
-    CLAIMS,
-    DOES_NOT,
-    HOLDS,
-    SCALES,
-    TITLES,
-    Difference,
-    Evidence,
-    Row,
-    contrast,
-    judge,
-    published_rows,
-    reference,
-    rows_of_table,
-)
+from tasks.evidence.claims import CANNOT_TELL, CLAIMS, DOES_NOT, HOLDS, contrast, judge
+from tasks.evidence.gather import Evidence
+from tasks.evidence.pictures import Comparison, compare
+from tasks.evidence.rows import SCALES, TITLES, Row, published_rows, reference, rows_of_table
+from tasks.evidence.statistics import Difference
+from tasks.identity import run_identity
+from tasks.protocol import metric_title
+from tasks.runs.directory import write_atomically
+from tasks.runs.record import FinishedRun
 
 TASKS = {
     "cityscapes": "Cityscapes",

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn import functional as F
 
-from tasks.metrics import ConfusionByGroup, building_scores, class_iou, segmentation_scores
-from tasks.module import TaskModule
+from tasks.modules.metrics import ConfusionByGroup, building_scores, class_iou, segmentation_scores
+from tasks.modules.module import TaskModule
 
 
 class Segmentation(TaskModule):

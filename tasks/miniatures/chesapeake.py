@@ -38,7 +38,7 @@ from PIL import Image, ImageDraw
 from rasterio.transform import Affine
 from tqdm import tqdm
 
-from tasks.data import miniature
+from tasks.miniatures import generate_once
 
 VERSION = 1
 SEED = 0
@@ -62,11 +62,11 @@ Point = tuple[float, float]  # x to the right and y down, in pixels of the finis
 
 
 def ensure(root: Path | str, seed: int = SEED) -> Path:
-    """The miniature's folder, with the csv files in it; see `miniature.ensure`.
+    """The miniature's folder, with the csv files in it; see `tasks.miniatures.generate_once`.
 
     The same seed gives the same bytes (with the same versions of numpy, Pillow and rasterio).
     """
-    return miniature.ensure(root, "chesapeake", VERSION, seed, partial(_generate, seed))
+    return generate_once(root, "chesapeake", VERSION, seed, partial(_generate, seed))
 
 
 def render(split: str, index: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:

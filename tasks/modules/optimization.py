@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from tasks.errors import InputError
-from tasks.paper import learning_rate
+from tasks.protocol import learning_rate
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 

@@ -6,7 +6,6 @@ Nothing here imports torch, so that a mistake is answered at once.
 import contextlib
 import difflib
 import re
-import sys
 from pathlib import Path
 
 import hydra
@@ -33,19 +32,6 @@ def _scaled(size, scale):
 OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
 OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
 OmegaConf.register_new_resolver("either", lambda holds, a, b: a if holds else b, replace=True)
-
-
-class Busy(Exception):
-    """Another process works on the run in this directory."""
-
-    def __init__(self, directory: Path):
-        super().__init__(f"another process works on {directory}; leaving it alone")
-        self.directory = directory
-
-
-def say(message: str) -> None:
-    """Prints to standard error at once, so that order is kept beside a progress bar."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def as_group_choice(argument: str) -> str:
@@ -127,3 +113,70 @@ def _compose(overrides: list[str]) -> DictConfig:
         return hydra.compose("train", overrides)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose("train", overrides)
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Raises InputError naming the key, its value and what is allowed."""
+    if cfg.task.kind != "detection":  # which takes whole images
+        _pair(cfg, "data.crop")
+    for key in ("data.batch_size", "data.eval_batch_size", "data.eval_every", "trainer.max_epochs"):
+        _require(cfg, key, _is_positive_int, "a whole number of at least 1")
+    _require(cfg, "data.workers", lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
+    _require(cfg, "data.scale", lambda v: _is_number(v) and 0 < v <= 1, "above 0 and at most 1")
+    splits = cfg.task.eval_splits
+    _require(cfg, "data.eval_split", lambda v: v in splits, " or ".join(splits))
+    _require(
+        cfg, "data.holdout", lambda v: v in (False, cfg.task.name == "inria"), "false but for INRIA"
+    )
+    _require(cfg, "mode", lambda v: v in ("train", "test"), "train or test")
+    _require(cfg, "seed", lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
+    _require(cfg, "task.optimizer.lr", lambda v: _is_number(v) and v > 0, "above 0")
+    if "groups" in cfg.norm:
+        _require(cfg, "norm.groups", _is_count_or("C"), "a whole number of at least 1, or C")
+    if "c_group" in cfg.norm:
+        _require(cfg, "norm.c_group", _is_count_or("C"), "a whole number of at least 1, or C")
+    if "window" in cfg.norm and cfg.norm.window != "all":
+        _pair(cfg, "norm.window", single=True)
+    if "window_unit" in cfg.norm:
+        units = ("feature", "input")
+        _require(cfg, "norm.window_unit", lambda v: v in units, " or ".join(units))
+    if cfg.mode == "test" and cfg.checkpoint is None:
+        raise InputError("mode=test needs checkpoint=path/to/last.ckpt")
+
+
+def _value(cfg: DictConfig, key: str) -> object:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _require(cfg: DictConfig, key: str, holds, allowed: str) -> None:
+    value = _value(cfg, key)
+    if not holds(value):
+        raise InputError(f"{key}={value}: must be {allowed}")
+
+
+def _pair(cfg: DictConfig, key: str, single: bool = False) -> None:
+    value = _value(cfg, key)
+    if single and _is_positive_int(value):
+        return
+    is_list = hasattr(value, "__len__") and not isinstance(value, str)
+    if not (is_list and len(value) == 2 and all(_is_positive_int(v) for v in value)):
+        forms = "one number, [height, width] or all" if single else "[height, width]"
+        raise InputError(f"{key}={value}: must be {forms}, in whole numbers of at least 1")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _is_positive_int(value: object) -> bool:
+    return _is_int(value) and value >= 1
+
+
+def _is_count_or(word: str):
+    return lambda value: value == word or _is_positive_int(value)

@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from tasks.data import miniature
+from tasks.miniatures import generate_once
 
 VERSION = 1
 SEED = 0
@@ -47,11 +47,11 @@ Point = tuple[float, float]
 
 
 def ensure(root: Path | str, seed: int = SEED) -> Path:
-    """The miniature's folder, with `train` and `val` in it; see `miniature.ensure`.
+    """The miniature's folder, with `train` and `val` in it; see `tasks.miniatures.generate_once`.
 
     The same seed gives the same bytes (with the same versions of numpy and Pillow).
     """
-    return miniature.ensure(root, "imagenet", VERSION, seed, partial(_generate, seed))
+    return generate_once(root, "imagenet", VERSION, seed, partial(_generate, seed))
 
 
 def _generate(seed: int, folder: Path) -> None:

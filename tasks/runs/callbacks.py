@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
-from tasks.run import write_atomically
+from tasks.runs.directory import write_atomically
 
 log = logging.getLogger("train")
 

@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw
 from rasterio import Affine
 from tqdm import tqdm
 
-from tasks.data import miniature
+from tasks.miniatures import generate_once
 
 VERSION = 1
 SEED = 0
@@ -55,11 +55,11 @@ Colour = tuple[float, float, float]
 
 
 def ensure(root: Path | str, seed: int = SEED) -> Path:
-    """The miniature's folder, with `AerialImageDataset` in it; see `miniature.ensure`.
+    """The folder with `AerialImageDataset`; see `tasks.miniatures.generate_once`.
 
     The same seed gives the same bytes (with the same versions of numpy, Pillow and rasterio).
     """
-    return miniature.ensure(root, "inria", VERSION, seed, partial(_generate, seed))
+    return generate_once(root, "inria", VERSION, seed, partial(_generate, seed))
 
 
 def _generate(seed: int, folder: Path) -> None:

@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from tasks.errors import InputError
-from tasks.optimization import make_optimizer
-from tasks.run import stable_seed
+from tasks.identity import stable_seed
+from tasks.modules.optimization import make_optimizer
 
 
 class TaskModule(pl.LightningModule):

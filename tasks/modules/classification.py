@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from tasks.module import TaskModule
+from tasks.modules.module import TaskModule
 
 
 class Classification(TaskModule):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.cli import CONFIGS, ROOT
+from tasks.config import CONFIGS, ROOT
 
 METRICS = {
     "cityscapes": ["miou", "pixel_acc", "mean_acc"],
@@ -114,3 +114,29 @@ def read_experiment(path: Path) -> dict:
         "identity": (chosen["task"], chosen["task/model"], canonical_norm(norm)),
         "paper": raw["paper"],
     }
+
+
+def norm_label(norm: DictConfig) -> str:
+    """A short name for a norm: ``bn``, ``gn_g16``, ``lcn_c2_w227``, ``lcn_c2_w31x63``."""
+    norm = canonical_norm(OmegaConf.to_container(norm))
+    parts = [norm["name"]]
+    if "groups" in norm:
+        parts.append(f"g{norm['groups']}")
+    if "c_group" in norm:
+        parts.append(f"c{norm['c_group']}")
+    if "window" in norm:
+        window = norm["window"]
+        if isinstance(window, list):
+            window = window[0] if window[0] == window[1] else f"{window[0]}x{window[1]}"
+        parts.append(f"w{window}")
+    return "_".join(parts)
+
+
+def metric_title(name: str) -> str:
+    """A metric as people write it: ``miou`` is mIoU, ``san_francisco_iou`` San Francisco IoU."""
+    words = {
+        "miou": "mIoU", "iou": "IoU", "acc": "accuracy", "err": "error", "ap": "AP",
+        "ap50": "AP50", "ap75": "AP75", "bbox": "box", "top1": "top-1", "top5": "top-5",
+        "pixel": "pixel", "mean": "mean", "mask": "mask", "overall": "overall",
+    }  # fmt: skip
+    return " ".join(words.get(word, word.capitalize()) for word in name.split("_"))

@@ -19,10 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tasks.cli import Busy, as_group_choice, explain, say
-from tasks.errors import InputError
-from tasks.paper import PRIMARY
-from tasks.run import Run, is_first_process, write_atomically
+from tasks.config import as_group_choice, explain
+from tasks.errors import Busy, InputError, say
+from tasks.protocol import PRIMARY
+from tasks.runs.directory import Run, is_first_process, write_atomically
 
 OK, FAILED, MEND, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes: finished; a defect; something to mend; another process works on it; stopped."""

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from tasks.data import miniature
+from tasks.miniatures import generate_once
 
 VERSION = 1
 SEED = 0
@@ -54,9 +54,9 @@ def ensure(root: Path | str, seed: int = SEED) -> Path:
     """The miniature's folder, with `train2017`, `val2017` and `annotations` in it.
 
     The same seed gives the same bytes (with the same versions of numpy and Pillow); see
-    `miniature.ensure`.
+    `tasks.miniatures.generate_once`.
     """
-    return miniature.ensure(root, "coco", VERSION, seed, partial(_generate, seed))
+    return generate_once(root, "coco", VERSION, seed, partial(_generate, seed))
 
 
 def _generate(seed: int, folder: Path) -> None:

@@ -16,15 +16,17 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 
 from lcn import audit
-from tasks.callbacks import AtomicCheckpoints, Checkpoints, History, ProgressLine
 from tasks.data import Dataset, Datasets, is_labelled
 from tasks.data.loading import DataModule
-from tasks.loggers import Dashboard, make_loggers
-from tasks.models import load_weights, scaled_norm
-from tasks.module import TaskModule
-from tasks.paper import METRICS, PRIMARY, learning_rate, paper_row, protocol_batch
-from tasks.prediction import write_submission
-from tasks.run import Run, git_commit, norm_label, versions, write_atomically
+from tasks.identity import git_commit, versions
+from tasks.models import scaled_norm
+from tasks.models.checkpoint import load_weights
+from tasks.modules.module import TaskModule
+from tasks.prediction.submission import write_submission
+from tasks.protocol import METRICS, PRIMARY, learning_rate, norm_label, paper_row, protocol_batch
+from tasks.runs.callbacks import AtomicCheckpoints, Checkpoints, History, ProgressLine
+from tasks.runs.directory import Run, write_atomically
+from tasks.runs.loggers import Dashboard, make_loggers
 
 log = logging.getLogger("train")
 
@@ -43,14 +45,14 @@ def make_module(cfg: DictConfig, model: nn.Module, eval_set: Dataset) -> TaskMod
     """The network with the loss and the scores of its kind of task."""
     norm = scaled_norm(cfg)
     if cfg.task.kind == "segmentation":
-        from tasks.segmentation import Segmentation
+        from tasks.modules.segmentation import Segmentation
 
         return Segmentation(model, cfg, norm, getattr(eval_set, "groups", ("all",)))
     if cfg.task.kind == "classification":
-        from tasks.classification import Classification
+        from tasks.modules.classification import Classification
 
         return Classification(model, cfg, norm)
-    from tasks.detection import Detection
+    from tasks.modules.detection import Detection
 
     return Detection(model, cfg, norm, eval_set)
 
@@ -77,7 +79,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
         max_steps=-1 if settings["max_steps"] is None else settings["max_steps"],
         deterministic=settings["deterministic"],
         enable_progress_bar=settings["progress_bar"],
-        enable_checkpointing=False,  # tasks.callbacks.Checkpoints does it
+        enable_checkpointing=False,  # tasks.runs.callbacks.Checkpoints does it
         check_val_every_n_epoch=cfg.data.eval_every,
         limit_val_batches=None if is_labelled(datasets.eval) else 0,
         callbacks=callbacks,

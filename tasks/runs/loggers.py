@@ -1,6 +1,6 @@
 """Runs as Weights & Biases and TensorBoard show them.
 
-A run's own files (`tasks.run`) are written whichever loggers are chosen. What wandb would add of
+A run's own files (`tasks.runs.directory`) are written whichever loggers are chosen. What wandb would add of
 its own accord about the machine (host name, user, paths, command line, packages) is switched off.
 """
 
@@ -16,13 +16,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from tasks.callbacks import History
 from tasks.data import Dataset
 from tasks.data.loading import Augmented
 from tasks.data.transforms import IGNORED, make_transform
 from tasks.errors import InputError
-from tasks.module import TaskModule
-from tasks.run import Run, norm_label, write_atomically
+from tasks.modules.module import TaskModule
+from tasks.protocol import norm_label
+from tasks.runs.callbacks import History
+from tasks.runs.directory import Run, write_atomically
 
 if TYPE_CHECKING:  # it takes a second to import: only runs that use it do
     import wandb

@@ -1,0 +1,1 @@
+"""From finished runs to evidence: rows, claims, tables, charts, the report."""

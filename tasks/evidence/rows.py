@@ -1,0 +1,89 @@
+"""The rows that the paper published."""
+
+import csv
+import functools
+from dataclasses import dataclass
+
+from omegaconf import OmegaConf
+
+from tasks.config import CONFIGS, ROOT, options
+from tasks.protocol import PRIMARY, canonical_norm, norm_label, published_row, read_experiment
+
+SCALES = {"mini": "On the miniature", "full": "At full scale"}
+
+TITLES = {
+    1: "Cityscapes, validation",
+    2: "Cityscapes, groups of GN",
+    3: "Cityscapes, channels per group of LCN",
+    4: "Cityscapes, window of LCN",
+    5: "COCO, detection and instance segmentation",
+    6: "ImageNet, classification error",
+    7: "INRIA, buildings in unseen cities",
+    8: "Chesapeake, land cover",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published row: its experiment, what identifies its runs, its line of the paper's table."""
+
+    experiment: str
+    task: str
+    model: str
+    norm: dict  # as tasks.protocol.canonical_norm spells it
+    published: dict  # key columns as text, metrics in percent
+
+    @property
+    def table(self) -> int:
+        return self.published["table"]
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns that say which row it is."""
+        return [name for name, value in self.published.items() if isinstance(value, str)]
+
+    @property
+    def metrics(self) -> list[str]:
+        return [name for name, value in self.published.items() if isinstance(value, float)]
+
+    @property
+    def primary(self) -> str:
+        return PRIMARY[self.task]
+
+    @property
+    def label(self) -> str:
+        return norm_label(OmegaConf.create(self.norm))
+
+    def is_same_experiment(self, task: str, model: str, norm: dict) -> bool:
+        return (self.task, self.model, self.norm) == (task, model, canonical_norm(norm))
+
+
+@functools.cache
+def published_rows() -> dict[str, Row]:
+    """Every published row by the name of its experiment, in the paper's order."""
+    experiments = {}
+    for name in options("experiment"):
+        experiment = read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
+        published = published_row(**experiment["paper"])
+        row = Row(name, *experiment["identity"], published)
+        experiments[tuple(published.items())] = row
+    rows = {}
+    for table in TITLES:
+        with (ROOT / "results" / "paper" / f"table{table}.csv").open(newline="") as file:
+            for line in csv.DictReader(file):
+                row = experiments[tuple(published_row(table, line).items())]
+                rows[row.experiment] = row
+    return rows
+
+
+def reference(row: Row) -> Row:
+    """The GN row of the same task and model: Table 1's (16 groups) for Tables 2 to 4."""
+    return next(
+        other
+        for other in published_rows().values()
+        if (other.task, other.model) == (row.task, row.model) and other.published["norm"] == "gn"
+    )
+
+
+def rows_of_table(table: int) -> list[Row]:
+    return [row for row in published_rows().values() if row.table == table]

@@ -1,0 +1,200 @@
+"""Reads files of weights and loads them into networks."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+
+from tasks.errors import InputError
+from tasks.models.hrnet import HRNetV2
+
+
+def load_weights(model: nn.Module, path: str, norm: dict | None = None) -> dict:
+    """Loads the network's weights out of a run's checkpoint and returns the whole checkpoint.
+
+    Args:
+        model: where the weights go.
+        path: a ``last.ckpt``.
+        norm: what `scaled_norm` gives for ``model``, if the weights must have been trained with the
+            same norm; GN, LN, IN and LCN have weights of the same shapes.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or the checkpoint of another network or norm.
+    """
+    checkpoint = read_checkpoint(path)
+    if norm is not None and checkpoint.get("norm") != norm:
+        raise InputError(
+            f"{path} is the checkpoint of another model: its norm is {checkpoint.get('norm')}, not "
+            f"{norm}; use the norm it was trained with (config.yaml beside it)"
+        )
+    weights = {
+        key.removeprefix("model."): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith("model.")
+    }
+    own = model.state_dict()
+    wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
+    wrong += [k for k in weights if k not in own]
+    if wrong:
+        raise InputError(
+            f"{path} is the checkpoint of another model: {len(wrong)} of {len(own)} weights are "
+            f"missing, unknown or of another shape, first {wrong[0]}; use the task, task/model and "
+            "norm it was trained with (config.yaml beside it)"
+        )
+    model.load_state_dict(weights)
+    return checkpoint
+
+
+def read_checkpoint(path: str) -> dict:
+    """A checkpoint file's content, on the CPU, without running any code from it.
+
+    Raises:
+        InputError: no such file, or not a checkpoint of a run.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"checkpoint {path} does not exist") from None
+    except Exception as error:  # torch.load's own message advises to run the file's code
+        raise InputError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or no "
+            "checkpoint; give another one, or delete it to start its run anew"
+        ) from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise InputError(f"{path} is not a checkpoint of a run (it has no state_dict)")
+    return checkpoint
+
+
+class LoadedKeys(NamedTuple):
+    """What `load_imagenet_weights` did, as lists of state-dict keys."""
+
+    used: list[str]  # copied from the file
+    # Of the model and left as they were: the head; with old files, norm layers' batch counters.
+    missing: list[str]
+    unused: list[str]  # of the file: the classifier
+
+
+def load_imagenet_weights(model: HRNetV2, path: str | PathLike) -> LoadedKeys:
+    """Copy the backbone of an ImageNet classification checkpoint into a model, in place.
+
+    timm's files and those of https://github.com/HRNet/HRNet-Image-Classification name their keys
+    alike. The head ``last_layer`` is never loaded.
+
+    Args:
+        model: an HRNetV2, before or after its norm layers were replaced.
+        path: local file, ``.safetensors`` or anything `torch.load` reads: a state dict, or a
+            dict with one under ``"state_dict"``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no state dict or that of another model: it lacks a weight of
+            the backbone, has one in another shape, or has stages with more layers. The model is
+            left as it was.
+    """
+    in_file = _read_state_dict(Path(path))
+    backbone = {k: v for k, v in model.state_dict().items() if not k.startswith("last_layer.")}
+    used = [key for key in backbone if key in in_file]
+    parameters = [key for key, _ in model.named_parameters() if key in backbone]
+    problems = [f"{key} is missing" for key in parameters if key not in in_file]
+    problems += [
+        f"{key} is {list(in_file[key].shape)}, not {list(backbone[key].shape)}"
+        for key in used
+        if in_file[key].shape != backbone[key].shape
+    ]
+    problems += [
+        f"{key} has no place in the model"
+        for key, weight in in_file.items()
+        if key.startswith("stage") and key not in backbone and weight.ndim == 4
+    ]
+    if problems:
+        raise ValueError(
+            f"{path} holds another model: {problems[0]} ({len(problems)} differences in all)"
+        )
+    model.load_state_dict({key: in_file[key] for key in used}, strict=False)
+    return LoadedKeys(
+        used,
+        missing=[key for key in model.state_dict() if key not in used],
+        unused=[key for key in in_file if key not in used],
+    )
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(checkpoint, dict):
+        checkpoint = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds no state dict but a {type(checkpoint).__name__}")
+    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+# A checkpoint's norm: others that its weights can be fine-tuned in.
+FINE_TUNED_AS = {
+    "gn": ("lcn", "lcn_released", "lcn_tiled"),
+    "bn": ("sync_bn",),
+    "sync_bn": ("bn",),
+}
+
+
+def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
+    """Copies the ResNet-50 out of a checkpoint of the ImageNet task into the backbone.
+
+    Args:
+        model: made with ``pretrained=True``.
+        path: a run's ``last.ckpt``.
+        norm: of ``model``. The checkpoint's must be of the same name, or GN for an LCN, whose
+            weights mean the same; batch norms also go into synchronised ones.
+
+    Returns:
+        A sentence that says which weights were used, which were not, and which norm went into
+        which.
+
+    Raises:
+        InputError: no such checkpoint, one of another network, or of a norm that does not fit.
+    """
+    from tasks.models.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    before = checkpoint.get("norm") or {}
+    if norm["name"] not in (before.get("name"), *FINE_TUNED_AS.get(before.get("name"), ())):
+        raise InputError(
+            f"task.backbone_checkpoint={path} was trained with norm {_described(before)}, which "
+            f"cannot be fine-tuned as {_described(norm)}: GN goes into GN or LCN, any other norm "
+            "into itself; choose another norm or checkpoint"
+        )
+    given = {
+        key.removeprefix("model."): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith("model.")
+    }
+    body = model.backbone.body
+    own = body.state_dict()
+    for key, value in own.items():
+        if key not in given or given[key].shape != value.shape:
+            what = f"of shape {list(given[key].shape)}" if key in given else "missing"
+            raise InputError(
+                f"task.backbone_checkpoint={path} is not of a ResNet-50: {key}, here of shape "
+                f"{list(value.shape)}, is {what} there; give a checkpoint of task=imagenet"
+            )
+    body.load_state_dict({key: given[key] for key in own})
+    unused = sorted(
+        key for key in given.keys() - own.keys() if not key.endswith(".num_batches_tracked")
+    )
+    return (
+        f"backbone from {path}: {len(own)} of its {len(given)} weights used, "
+        f"not used: {', '.join(unused) or 'none'}; "
+        f"norm {_described(before)} into {_described(norm)}"
+    )
+
+
+def _described(norm: Mapping[str, Any]) -> str:
+    settings = (f"{key} {value}" for key, value in norm.items() if key not in ("name", "eps"))
+    return f"{norm.get('name', 'unknown')} ({', '.join(settings)})".replace(" ()", "")

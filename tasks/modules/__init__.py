@@ -1,0 +1,1 @@
+"""What is trained: network, loss, scores and optimizer of each kind of task."""
