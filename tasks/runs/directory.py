@@ -70,7 +70,7 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             error.directory = str(self.directory)  # for a sweep's summary
-        if error is not None and self._log_file is not None:  # the console is told by tasks.runs.launch
+        if error is not None and self._log_file is not None:  # launch tells the console
             why = f"stopped by {kind.__name__}: {error}"
             if isinstance(error, Exception) and not isinstance(error, InputError):  # a defect
                 why = "".join(traceback.format_exception(error))

@@ -1,7 +1,8 @@
 """Runs as Weights & Biases and TensorBoard show them.
 
-A run's own files (`tasks.runs.directory`) are written whichever loggers are chosen. What wandb would add of
-its own accord about the machine (host name, user, paths, command line, packages) is switched off.
+A run's own files (`tasks.runs.directory`) are written whichever loggers are chosen. What wandb
+would add about the machine by itself (host name, user, paths, command line, packages) is switched
+off.
 """
 
 import csv
