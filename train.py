@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from tasks.config import check_config
-from tasks.data import open_datasets
+from tasks.data import is_labelled, open_datasets
 from tasks.errors import say
 from tasks.runs import launch
 from tasks.runs.directory import Run
@@ -24,6 +24,7 @@ def train(cfg: DictConfig) -> Run | None:
     from tasks.data.loading import DataModule
     from tasks.models import build_model, scaled_norm
     from tasks.models.checkpoint import load_weights
+    from tasks.prediction.submission import write_submission
     from tasks.runs import training
     from tasks.runs.loggers import finish_loggers
 
@@ -34,7 +35,13 @@ def train(cfg: DictConfig) -> Run | None:
     module = training.make_module(cfg, model, datasets.eval)
     data = DataModule(cfg, datasets)
     if cfg.mode == "test":
-        training.evaluate(cfg, module, data)
+        trainer = training.evaluator(cfg)
+        if is_labelled(datasets.eval):
+            training.evaluate(trainer, module, data)
+        else:
+            archive = write_submission(module, trainer, data, Path(cfg.checkpoint).parent)
+            if trainer.is_global_zero:
+                print(f"{cfg.data.eval_split} has no public labels; to be submitted: {archive}")
         return None
 
     with Run(cfg, datasets.identity, training.world_size(cfg.trainer)) as run:
@@ -45,7 +52,11 @@ def train(cfg: DictConfig) -> Run | None:
         trainer, history = training.make_trainer(cfg, run, datasets)
         training.describe(cfg, run, model, datasets)
         trainer.fit(module, data, ckpt_path=training.checkpoint_to_continue(run, model))
-        outcome = training.outcome(cfg, run, trainer, module, data, history)
+        if is_labelled(datasets.eval):
+            outcome = training.outcome(cfg, trainer, module, data, history)
+        else:
+            archive = write_submission(module, trainer, data, run.directory)
+            outcome = training.Outcome(submission=archive)
         if trainer.is_global_zero:
             run.write_result(training.make_result(cfg, run, trainer, outcome, history))
             training.print_row(run.result)

@@ -26,7 +26,8 @@ from tasks.data.tiles import (
 from tasks.data.transforms import make_transform
 from tasks.errors import InputError
 from tasks.modules.segmentation import Segmentation
-from tasks.runs.training import evaluate
+from tasks.prediction.submission import write_submission
+from tasks.runs.training import evaluate, evaluator
 
 TABLE = class_table({0: 0, 255: 1})
 PLACE = from_origin(600_000, 4_200_000, 0.3, 0.3)
@@ -103,14 +104,13 @@ def brightness(threshold=127.5):
     return cfg, Bright()
 
 
-def test_submission_is_the_whole_tile_s_prediction_with_its_georeferencing(tmp_path, capsys):
+def test_submission_is_the_whole_tile_s_prediction_with_its_georeferencing(tmp_path):
     tiles = [make_tile(tmp_path, f"sfo{n}", (70 + n, 90), n, label=False) for n in (1, 2)]
     cfg, network = brightness()
-    cfg.checkpoint = str(tmp_path / "last.ckpt")
     windows = TileWindows(tiles, (32, 32), 6, 3, TABLE, "id")
     data = DataModule(cfg, Datasets(windows, windows, None))
-    evaluate(cfg, Segmentation(network, cfg, {"name": "bn"}), data)
-    assert "submission.zip" in capsys.readouterr().out
+    module = Segmentation(network, cfg, {"name": "bn"})
+    assert write_submission(module, evaluator(cfg), data, tmp_path) == "submission.zip"
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
         assert sorted(archive.namelist()) == ["sfo1.tif", "sfo2.tif"]
         archive.extractall(tmp_path / "out")
@@ -125,12 +125,12 @@ def test_submission_is_the_whole_tile_s_prediction_with_its_georeferencing(tmp_p
     assert not list(tmp_path.glob("submission.zip.tmp*"))
 
 
-def test_scores_of_windows_are_the_scores_of_the_tile(tmp_path, capsys):
+def test_scores_of_windows_are_the_scores_of_the_tile(tmp_path):
     tile = make_tile(tmp_path)
     cfg, network = brightness(threshold=100.5)
     windows = TileWindows([tile], (32, 32), 6, 3, TABLE, "id")
     module = Segmentation(network, cfg, {"name": "bn"}, ["austin"])
-    evaluate(cfg, module, DataModule(cfg, Datasets(windows, windows, None)))
+    evaluate(evaluator(cfg), module, DataModule(cfg, Datasets(windows, windows, None)))
     with rasterio.open(tile.image) as image:
         band = image.read(1)
     truth, guess = band > 127, band > 100

@@ -5,7 +5,7 @@ import io
 import logging
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -22,7 +22,6 @@ from tasks.identity import git_commit, versions
 from tasks.models import scaled_norm
 from tasks.models.checkpoint import load_weights
 from tasks.modules.module import TaskModule
-from tasks.prediction.submission import write_submission
 from tasks.protocol import METRICS, PRIMARY, learning_rate, norm_label, paper_row, protocol_batch
 from tasks.runs.callbacks import AtomicCheckpoints, Checkpoints, History, ProgressLine
 from tasks.runs.directory import Run, write_atomically
@@ -197,16 +196,19 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) ->
 
 @dataclass
 class Outcome:
-    """What a training came to: scores in percent, their breakdown by class, files written."""
+    """What a training came to: scores in percent, their breakdown by class, files written.
 
-    scores: dict[str, float]
-    breakdown: dict[str, dict[str, float | None]]
+    A split whose labels are not public has no scores: its predictions are written as the benchmark
+    wants them submitted.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    breakdown: dict[str, dict[str, float | None]] = field(default_factory=dict)
     submission: str | None = None
 
 
 def outcome(
     cfg: DictConfig,
-    run: Run,
     trainer: pl.Trainer,
     module: TaskModule,
     data: DataModule,
@@ -215,12 +217,8 @@ def outcome(
     """The scores of a trained network, as its task reports them.
 
     Those of the test split if the task has one, else of the last epoch, or the median over the last
-    ones (section 4.3). A split whose labels are not public has no scores: its predictions are
-    written as the benchmark wants them submitted.
+    ones (section 4.3).
     """
-    if not is_labelled(data.datasets.eval):
-        archive = write_submission(module, trainer, data, run.directory)
-        return Outcome({}, {}, archive)
     if data.datasets.test is not None:
         trainer.test(module, data, verbose=False)
         return Outcome(module.scores, module.breakdown)
@@ -318,14 +316,10 @@ def checkpoint_to_continue(run: Run, model: nn.Module) -> Path | None:
     return path
 
 
-def evaluate(cfg: DictConfig, module: TaskModule, data: DataModule) -> None:
-    """Evaluates the weights in ``module`` and prints the metrics; nothing is trained.
-
-    Nothing is written either, unless the split's labels are not public: then the submission goes
-    beside the checkpoint.
-    """
+def evaluator(cfg: DictConfig) -> pl.Trainer:
+    """Lightning's trainer for an evaluation: it trains nothing and writes nothing."""
     quiet_lightning()
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
         precision=cfg.trainer.precision,
@@ -333,11 +327,10 @@ def evaluate(cfg: DictConfig, module: TaskModule, data: DataModule) -> None:
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    if not is_labelled(data.datasets.eval):
-        archive = write_submission(module, trainer, data, Path(cfg.checkpoint).parent)
-        if trainer.is_global_zero:
-            print(f"{cfg.data.eval_split} has no public labels; to be submitted: {archive}")
-        return
+
+
+def evaluate(trainer: pl.Trainer, module: TaskModule, data: DataModule) -> None:
+    """Evaluates the weights in ``module`` and prints the metrics in percent."""
     trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         for name, value in module.scores.items():
