@@ -66,7 +66,7 @@ def test_whole_configuration_is_printed(train):
 def test_composition_and_the_search_for_data_import_no_torch():
     code = """
 import sys, train
-from tasks.cli import compose
+from tasks.config import compose
 from tasks.data import open_datasets
 from tasks.errors import InputError
 cfg = compose(["experiment=table1_w18_lcn", "data.root=nowhere"])

@@ -206,5 +206,5 @@ def test_names_are_in_the_style_of_the_release_and_all_differ(small):
 
 
 def test_importing_the_module_imports_no_torch():
-    code = "import sys, tasks.data.mini_chesapeake; sys.exit('torch' in sys.modules)"
+    code = "import sys, tasks.miniatures.chesapeake; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

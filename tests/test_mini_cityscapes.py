@@ -169,5 +169,5 @@ def test_two_processes_at_once_end_with_one_complete_set(tmp_path):
 
 
 def test_importing_the_module_imports_no_torch():
-    code = "import sys, tasks.data.mini_cityscapes; sys.exit('torch' in sys.modules)"
+    code = "import sys, tasks.miniatures.cityscapes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

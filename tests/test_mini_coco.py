@@ -179,5 +179,5 @@ def test_a_second_call_generates_nothing(tmp_path, few_images, monkeypatch):
 
 
 def test_importing_the_module_imports_no_torch():
-    code = "import sys, tasks.data.mini_coco; sys.exit('torch' in sys.modules)"
+    code = "import sys, tasks.miniatures.coco; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -171,5 +171,5 @@ def test_the_dataset_opens_it(few, monkeypatch):
 
 
 def test_importing_the_module_imports_no_torch():
-    code = "import sys, tasks.data.mini_imagenet; sys.exit('torch' in sys.modules)"
+    code = "import sys, tasks.miniatures.imagenet; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

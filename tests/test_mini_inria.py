@@ -163,5 +163,5 @@ def test_the_miniature_opens_as_the_dataset_and_its_test_tiles_are_scored(few):
 
 
 def test_importing_the_module_imports_no_torch():
-    code = "import sys, tasks.data.mini_inria; sys.exit('torch' in sys.modules)"
+    code = "import sys, tasks.miniatures.inria; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
