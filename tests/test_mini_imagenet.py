@@ -158,7 +158,8 @@ def test_train_has_the_odd_files_of_the_real_set(few):
 def test_the_dataset_opens_it(few, monkeypatch):
     """A folder that is there already is taken as it is: nothing is generated."""
     monkeypatch.setattr(mini_imagenet, "render", None)
-    cfg = SimpleNamespace(data=SimpleNamespace(name="mini", root=str(few.parent)))
+    data = SimpleNamespace(name="mini", root=str(few.parent))
+    cfg = SimpleNamespace(task=SimpleNamespace(name="imagenet"), data=data)
     train, val = open_splits(cfg, ["train", "val"])
     assert train.class_names == val.class_names == sorted(CLASSES)
     assert (len(train), len(val)) == (50, 10)
