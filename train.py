@@ -5,11 +5,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from tasks.config import check_config
 from tasks.data import is_labelled, open_datasets
 from tasks.errors import say
 from tasks.runs import launch
 from tasks.runs.directory import Run
+from tasks.schema import check_config
 
 
 @hydra.main(str(Path(__file__).parent / "configs"), "train", version_base="1.3")

@@ -6,11 +6,13 @@ Nothing here imports torch, so that a mistake is answered at once.
 import contextlib
 import difflib
 import re
+import shlex
 from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -47,15 +49,52 @@ def explain(error: Exception, arguments: list[str]) -> str:
     text = str(error)
     missing = re.search(r"Could not find '([\w/]+)/([^/']+)'", text)
     if missing:
-        group, option = missing.groups()
-        return f"{group}={option}: no such {group}; {_nearest(option, options(group))}"
+        return _no_such_option(*missing.groups())
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)'", text)
     if unknown:
         key = unknown.group(1).partition("@")[0]
         matches = [a for a in arguments if a.lstrip("+~").partition("=")[0].split("@")[0] == key]
         where = matches[0] if matches else key
         return f"{where}: no such key; {_nearest(key, _valid_keys(arguments))}"
+    several = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if several:
+        return f"{several.group(1)}: several values are a sweep, which -m asks for"
+    if isinstance(error, OverrideParseException):
+        wrong = next(a for a in arguments if not _is_readable(a))
+        return (
+            f"{wrong}: cannot be read; quote a value with other signs than letters, digits and "
+            f"/-_.: {_quoted(wrong)}"
+        )
+    for argument in arguments:  # Hydra stumbles over a group's option that is no word
+        group, _, option = argument.partition("=")
+        is_word = re.fullmatch(r"(?!true$|false$)[A-Za-z_][\w.-]*", option)
+        if group and (CONFIGS / group).is_dir() and not is_word:
+            return _no_such_option(group, option)
     return text.splitlines()[0] + " (python train.py --help explains the command line)"
+
+
+def _is_readable(argument: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
+
+
+def _no_such_option(group: str, option: str) -> str:
+    message = f"{group}={option}: no such {group}; "
+    known = options(group)
+    alike = [name for name in known if name.startswith(f"{option}_")]
+    if alike:
+        every = f"all {len(alike)} with -m '{group}=glob({option}_*)'"
+        return f"{message}there are {', '.join(alike[:3])}, ...; {every}"
+    return message + _nearest(option, known)
+
+
+def _quoted(argument: str) -> str:
+    """An argument as a shell and Hydra take it, whatever signs are in it."""
+    key, _, value = argument.partition("=")
+    return shlex.quote(f'{key}="{value.strip(chr(34))}"')
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -104,7 +143,7 @@ def compose(overrides: list[str]) -> DictConfig:
     """
     try:
         return _compose(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(explain(error, overrides)) from None
 
 
@@ -113,70 +152,3 @@ def _compose(overrides: list[str]) -> DictConfig:
         return hydra.compose("train", overrides)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose("train", overrides)
-
-
-def check_config(cfg: DictConfig) -> None:
-    """Raises InputError naming the key, its value and what is allowed."""
-    if cfg.task.kind != "detection":  # which takes whole images
-        _pair(cfg, "data.crop")
-    for key in ("data.batch_size", "data.eval_batch_size", "data.eval_every", "trainer.max_epochs"):
-        _require(cfg, key, _is_positive_int, "a whole number of at least 1")
-    _require(cfg, "data.workers", lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
-    _require(cfg, "data.scale", lambda v: _is_number(v) and 0 < v <= 1, "above 0 and at most 1")
-    splits = cfg.task.eval_splits
-    _require(cfg, "data.eval_split", lambda v: v in splits, " or ".join(splits))
-    _require(
-        cfg, "data.holdout", lambda v: v in (False, cfg.task.name == "inria"), "false but for INRIA"
-    )
-    _require(cfg, "mode", lambda v: v in ("train", "test"), "train or test")
-    _require(cfg, "seed", lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
-    _require(cfg, "task.optimizer.lr", lambda v: _is_number(v) and v > 0, "above 0")
-    if "groups" in cfg.norm:
-        _require(cfg, "norm.groups", _is_count_or("C"), "a whole number of at least 1, or C")
-    if "c_group" in cfg.norm:
-        _require(cfg, "norm.c_group", _is_count_or("C"), "a whole number of at least 1, or C")
-    if "window" in cfg.norm and cfg.norm.window != "all":
-        _pair(cfg, "norm.window", single=True)
-    if "window_unit" in cfg.norm:
-        units = ("feature", "input")
-        _require(cfg, "norm.window_unit", lambda v: v in units, " or ".join(units))
-    if cfg.mode == "test" and cfg.checkpoint is None:
-        raise InputError("mode=test needs checkpoint=path/to/last.ckpt")
-
-
-def _value(cfg: DictConfig, key: str) -> object:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
-def _require(cfg: DictConfig, key: str, holds, allowed: str) -> None:
-    value = _value(cfg, key)
-    if not holds(value):
-        raise InputError(f"{key}={value}: must be {allowed}")
-
-
-def _pair(cfg: DictConfig, key: str, single: bool = False) -> None:
-    value = _value(cfg, key)
-    if single and _is_positive_int(value):
-        return
-    is_list = hasattr(value, "__len__") and not isinstance(value, str)
-    if not (is_list and len(value) == 2 and all(_is_positive_int(v) for v in value)):
-        forms = "one number, [height, width] or all" if single else "[height, width]"
-        raise InputError(f"{key}={value}: must be {forms}, in whole numbers of at least 1")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_int(value) or isinstance(value, float)
-
-
-def _is_positive_int(value: object) -> bool:
-    return _is_int(value) and value >= 1
-
-
-def _is_count_or(word: str):
-    return lambda value: value == word or _is_positive_int(value)

@@ -28,8 +28,8 @@ def run_identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
     for key in REACHES_THE_RUN_OTHERWISE:
         task.pop(key, None)
     model = task["model"]
-    for key in ("batch_size", "mini"):
-        model.pop(key)
+    for key in ("kind", "batch_size", "mini"):
+        model.pop(key, None)
     for settings, key in ((model, "pretrained"), (task, "backbone_checkpoint")):
         if key in settings:
             settings[key] = file_digest(settings[key])

@@ -24,6 +24,13 @@ MESSAGES = {
     "trainer.max_epochs=1.5": "trainer.max_epochs=1.5: must be",
     "mode=evaluate": "mode=evaluate: must be train or test",
     "mode=test": "mode=test needs checkpoint=",
+    "norm=lcn,gn": "norm=lcn,gn: several values are a sweep, which -m asks for",
+    "experiment=table1": "all 8 with -m 'experiment=glob(table1_*)'",
+    "task=5": "task=5: no such task; there are: chesapeake, cityscapes",
+    "trainer=true": "trainer=true: no such trainer; there are: auto, cpu, ddp",
+    "runs=~/x": """runs=~/x: cannot be read; quote a value""",
+    "data.root=grün(1),x": """'data.root="grün(1),x"'""",
+    'data.root="a(b)~,=c ü/x"': "no folder gtFine in a(b)~,=c ü/x",
     "data.root=nowhere": "Cityscapes not found: no folder leftImg8bit",
 }
 

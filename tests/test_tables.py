@@ -460,5 +460,6 @@ def test_command_without_a_run_says_so_and_writes_nothing(write_run, tmp_path):
 
 
 def test_tables_need_no_torch():
-    command = [sys.executable, "-c", "import sys, tasks.evidence.tables; sys.exit('torch' in sys.modules)"]
+    code = "import sys, tasks.evidence.tables; sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
     assert subprocess.run(command, cwd=ROOT).returncode == 0

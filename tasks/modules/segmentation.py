@@ -38,7 +38,9 @@ class Segmentation(TaskModule):
         self.groups, self.ignored = list(groups), ignored
         self.binary = cfg.task.outputs == 1
         weights = cfg.task.class_weights or [1.0] * max(2, cfg.task.outputs)
-        self.register_buffer("class_weights", torch.tensor(list(weights)), persistent=False)
+        self.register_buffer(
+            "class_weights", torch.tensor(list(weights), dtype=torch.float32), persistent=False
+        )
         self.confusion = ConfusionByGroup(len(self.groups), cfg.task.num_classes, ignored)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

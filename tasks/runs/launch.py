@@ -143,13 +143,11 @@ def main(train: Callable[[], None]) -> None:
 def _launch(train: Callable[[], None]) -> int:
     try:
         train()
-    except (HydraException, OmegaConfBaseException) as error:
-        say(f"error: {explain(error, sys.argv[1:])}")
-        return MEND
-    except ValueError as error:
-        if not str(error).startswith("Only one of --run"):  # Hydra's flags, such as -m with --cfg
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+        if _exit_codes or not (of_hydra or _is_of_the_command_line(error)):
             raise
-        say(f"error: {error}")
+        say(f"error: {explain(error, sys.argv[1:])}")
         return MEND
     except KeyboardInterrupt:
         say("interrupted; the same command continues from the last checkpoint")
@@ -160,6 +158,11 @@ def _launch(train: Callable[[], None]) -> int:
         say(f"error: the launcher stopped: {type(error).__name__}: {error}")  # a job was killed
         return FAILED
     return OK
+
+
+def _is_of_the_command_line(error: BaseException) -> bool:
+    """Whether it came up in Hydra before any run began: Hydra's own checks are not complete."""
+    return "hydra" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
 
 
 def summarize(folder: Path) -> int:

@@ -7,17 +7,20 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lcn import audit
 from tasks.data import Dataset, Datasets, is_labelled
 from tasks.data.loading import DataModule
+from tasks.errors import InputError
 from tasks.identity import git_commit, versions
 from tasks.models import scaled_norm
 from tasks.models.checkpoint import load_weights
@@ -68,7 +71,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
     if cfg.trainer.progress_bar:
         callbacks.append(ProgressLine(PRIMARY[cfg.task.name]))
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
-    trainer = pl.Trainer(
+    trainer = _lightning_trainer(
         accelerator=settings["accelerator"],
         devices=settings["devices"],
         num_nodes=settings["num_nodes"],
@@ -92,6 +95,20 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
         benchmark=torch.cuda.is_available() and not settings["deterministic"],
     )
     return trainer, history
+
+
+def _lightning_trainer(**settings: Any) -> pl.Trainer:
+    """A trainer with these settings.
+
+    Raises:
+        InputError: this machine has no such devices.
+    """
+    try:
+        return pl.Trainer(**settings)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        wanted = ", ".join(f"trainer.{key}={settings[key]}" for key in ("accelerator", "devices"))
+        reason = str(error).splitlines()[0].strip()
+        raise InputError(f"{wanted}: {reason} (trainer=cpu trains on the CPU)") from None
 
 
 def quiet_lightning() -> None:
@@ -319,7 +336,7 @@ def checkpoint_to_continue(run: Run, model: nn.Module) -> Path | None:
 def evaluator(cfg: DictConfig) -> pl.Trainer:
     """Lightning's trainer for an evaluation: it trains nothing and writes nothing."""
     quiet_lightning()
-    return pl.Trainer(
+    return _lightning_trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
         precision=cfg.trainer.precision,
