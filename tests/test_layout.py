@@ -11,16 +11,17 @@ from conftest import ROOT
 
 # From the ground up: each imports only what stands before it.
 ROOMS = (
-    "lcn", "tasks.errors", "tasks.config", "tasks.schema", "tasks.protocol", "tasks.identity", "tasks.miniatures",
-    "tasks.data", "tasks.models", "tasks.modules", "tasks.runs", "tasks.prediction",
-    "tasks.evidence",
+    "lcn", "tasks.errors", "tasks.config", "tasks.schema", "tasks.protocol", "tasks.identity",
+    "tasks.miniatures", "tasks.data", "tasks.models", "tasks.modules", "tasks.runs",
+    "tasks.prediction", "tasks.evidence",
 )  # fmt: skip
 # What runs before a mistake of the user is answered, or only reads: it must not wait for torch.
 WITHOUT_TORCH = (
-    "train", "tasks.config", "tasks.schema", "tasks.protocol", "tasks.identity", "tasks.runs.launch",
-    "tasks.runs.directory", "tasks.runs.record", "tasks.data", "tasks.data.cityscapes",
-    "tasks.data.coco", "tasks.data.imagenet", "tasks.data.inria", "tasks.data.chesapeake",
-    "tasks.data.tiles", "tasks.miniatures.cityscapes", "tasks.evidence.rows",
+    "train", "tasks.config", "tasks.schema", "tasks.protocol", "tasks.identity",
+    "tasks.runs.launch", "tasks.runs.directory", "tasks.runs.record", "tasks.data",
+    "tasks.data.cityscapes", "tasks.data.coco", "tasks.data.imagenet", "tasks.data.inria",
+    "tasks.data.chesapeake", "tasks.data.tiles", "tasks.miniatures.cityscapes",
+    "tasks.evidence.rows",
 )  # fmt: skip
 MINIATURES_IN_DATA = "tasks/data/__init__.py"
 

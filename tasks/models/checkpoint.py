@@ -1,5 +1,6 @@
 """Reads files of weights and loads them into networks."""
 
+import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -51,23 +52,68 @@ def load_weights(model: nn.Module, path: str, norm: dict | None = None) -> dict:
 
 
 def read_checkpoint(path: str) -> dict:
-    """A checkpoint file's content, on the CPU, without running any code from it.
+    """A run's checkpoint, on the CPU, verified, without running any code from it.
 
     Raises:
-        InputError: no such file, or not a checkpoint of a run.
+        InputError: no such file, a damaged one, or not a checkpoint of a run.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"checkpoint {path} does not exist") from None
-    except Exception as error:  # torch.load's own message advises to run the file's code
-        raise InputError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or no "
-            "checkpoint; give another one, or delete it to start its run anew"
-        ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    checkpoint = _read_verified(Path(path).expanduser(), "checkpoint")
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is not a checkpoint of a run (it has no state_dict)")
     return checkpoint
+
+
+TO_CONTINUE = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch", "global_step")
+"""What a checkpoint needs besides weights for its run to be continued."""
+
+
+def check_complete(checkpoint: dict, path: Path) -> None:
+    """Raises InputError if a run cannot be continued from a checkpoint to the same result."""
+    missing = [key for key in TO_CONTINUE if checkpoint.get(key) in (None, [], {})]
+    if missing:
+        raise InputError(
+            f"{path} cannot be continued: it has no {', '.join(missing)}; delete it to start the "
+            "run anew, or start another run from its weights with checkpoint="
+        )
+
+
+def _read_verified(path: Path, what: str) -> Any:
+    """What `torch.save` wrote, after every byte was compared with the archive's checksums.
+
+    Raises:
+        InputError: no such file, not such an archive, or a damaged one.
+    """
+    if not path.exists():
+        raise InputError(f"{what} {path} does not exist")
+    remedy = "give another one, or delete it to start its run anew"
+    if not path.is_file():
+        raise InputError(f"{what} {path} is not a file: {remedy}")
+    try:
+        _verify_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load's own message advises to run the file's code
+        raise InputError(
+            f"{what} {path} cannot be read ({type(error).__name__}): it is damaged or no "
+            f"{what}; {remedy}"
+        ) from None
+
+
+def _verify_archive(path: Path) -> None:
+    """Compares every record with its checksum, which `torch.load` does not.
+
+    Raises:
+        zipfile.BadZipFile: one differs, or this is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED:  # a bomb, for all that is known
+                raise zipfile.BadZipFile(f"{record.filename} is compressed")
+            with archive.open(record) as file:
+                while file.read(READ_AT_ONCE):
+                    pass
+
+
+READ_AT_ONCE = 2**24  # bytes
 
 
 class LoadedKeys(NamedTuple):
@@ -128,7 +174,10 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no weights file {path}")
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if zipfile.is_zipfile(path):  # older files, such as the official ones, have no checksums
+        checkpoint = _read_verified(path, "weights file")
+    else:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(checkpoint, dict):
         checkpoint = checkpoint.get("state_dict", checkpoint)
     if not isinstance(checkpoint, dict):
@@ -160,8 +209,6 @@ def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
     Raises:
         InputError: no such checkpoint, one of another network, or of a norm that does not fit.
     """
-    from tasks.models.checkpoint import read_checkpoint
-
     checkpoint = read_checkpoint(path)
     before = checkpoint.get("norm") or {}
     if norm["name"] not in (before.get("name"), *FINE_TUNED_AS.get(before.get("name"), ())):

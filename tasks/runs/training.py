@@ -23,7 +23,7 @@ from tasks.data.loading import DataModule
 from tasks.errors import InputError
 from tasks.identity import git_commit, versions
 from tasks.models import scaled_norm
-from tasks.models.checkpoint import load_weights
+from tasks.models.checkpoint import check_complete, load_weights
 from tasks.modules.module import TaskModule
 from tasks.protocol import METRICS, PRIMARY, learning_rate, norm_label, paper_row, protocol_batch
 from tasks.runs.callbacks import AtomicCheckpoints, Checkpoints, History, ProgressLine
@@ -324,11 +324,12 @@ def checkpoint_to_continue(run: Run, model: nn.Module) -> Path | None:
     """The run's last checkpoint, if there is one and it is this model's.
 
     Raises:
-        InputError: it is the checkpoint of another model, or damaged.
+        InputError: it is the checkpoint of another model, damaged, or not complete.
     """
     path = run.last_checkpoint
     if path is not None:
         checkpoint = load_weights(model, str(path), scaled_norm(run.cfg))
+        check_complete(checkpoint, path)
         log.info(f"continuing after step {checkpoint['global_step']:,}: {path}")
     return path
 
