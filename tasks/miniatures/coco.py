@@ -56,7 +56,8 @@ Shape = list[tuple[np.ndarray, np.ndarray]]  # polygons [K, 2] in a unit square,
 def ensure(root: Path | str, seed: int = SEED) -> Path:
     """The miniature's folder, with `train2017`, `val2017` and `annotations` in it.
 
-    The same seed gives the same bytes (with the same versions of numpy and Pillow); see
+    The same seed gives the same bytes (with the same versions of numpy and Pillow, on the
+    same kind of processor); see
     `tasks.miniatures.generate_once`.
     """
     return generate_once(root, "coco", VERSION, seed, partial(_generate, seed))

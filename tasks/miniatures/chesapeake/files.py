@@ -43,7 +43,8 @@ Row = dict[str, int | str]  # of a csv file
 def ensure(root: Path | str, seed: int = SEED) -> Path:
     """The miniature's folder, with the csv files in it; see `tasks.miniatures.generate_once`.
 
-    The same seed gives the same bytes (with the same versions of numpy, Pillow and rasterio).
+    The same seed gives the same bytes (with the same versions of numpy, Pillow and
+    rasterio, on the same kind of processor).
     """
     return generate_once(root, "chesapeake", VERSION, seed, partial(_generate, seed))
 

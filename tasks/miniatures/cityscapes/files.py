@@ -20,7 +20,8 @@ IMAGES_PER_CITY = {"train": 25, "val": 10}
 def ensure(root: Path | str, seed: int = SEED) -> Path:
     """The folder with `leftImg8bit` and `gtFine`; see `tasks.miniatures.generate_once`.
 
-    The same seed gives the same bytes (with the same versions of numpy and Pillow).
+    The same seed gives the same bytes (with the same versions of numpy and Pillow, on the
+    same kind of processor).
     """
     return generate_once(root, "cityscapes", VERSION, seed, partial(_generate, seed))
 

@@ -21,7 +21,8 @@ QUALITY = 85  # of JPEG
 def ensure(root: Path | str, seed: int = SEED) -> Path:
     """The miniature's folder, with `train` and `val` in it; see `tasks.miniatures.generate_once`.
 
-    The same seed gives the same bytes (with the same versions of numpy and Pillow).
+    The same seed gives the same bytes (with the same versions of numpy and Pillow, on the
+    same kind of processor).
     """
     return generate_once(root, "imagenet", VERSION, seed, partial(_generate, seed))
 

@@ -22,7 +22,8 @@ TILES_PER_CITY = {"train": 6, "test": 2}
 def ensure(root: Path | str, seed: int = SEED) -> Path:
     """The folder with `AerialImageDataset`; see `tasks.miniatures.generate_once`.
 
-    The same seed gives the same bytes (with the same versions of numpy, Pillow and rasterio).
+    The same seed gives the same bytes (with the same versions of numpy, Pillow and
+    rasterio, on the same kind of processor).
     """
     return generate_once(root, "inria", VERSION, seed, partial(_generate, seed))
 
