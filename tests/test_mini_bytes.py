@@ -125,7 +125,7 @@ def drawn(request: pytest.FixtureRequest) -> tuple[str, list[Arrays]]:
 
 
 def test_pictures_look_as_recorded(drawn):
-    """On every machine. Coarse: a change of light or layout is seen, one of a small thing is not."""
+    """On every machine. Coarse: a change of light or layout is seen, of a small thing is not."""
     name, pictures = drawn
     found = [look(picture) for picture, *_ in pictures]
     np.testing.assert_allclose(found, LOOKS[name], atol=1)
