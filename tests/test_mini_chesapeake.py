@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from tasks.miniatures import chesapeake as mini_chesapeake
-from tasks.miniatures.chesapeake import SCENES, ensure, render
+from tasks.miniatures.chesapeake import SCENES, ensure, files, render
 
 CODES = {1, 2, 3, 4, 5, 6, 15}
 CLASS_OF = np.array([-1, 0, 1, 2, 3, 3, 3, *[-1] * 9])  # by land-cover code; -1 is ignored
@@ -28,7 +27,7 @@ def scenes():
 def small(tmp_path_factory):
     """The files of one scene per split, generated twice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mini_chesapeake, "SCENES", {"train": 1, "val": 1, "test": 1})
+        patch.setattr(files, "SCENES", {"train": 1, "val": 1, "test": 1})
         return [ensure(tmp_path_factory.mktemp("mini")) for _ in range(2)]
 
 
@@ -144,8 +143,8 @@ def test_the_same_seed_writes_the_same_bytes(small):
     )
     assert len(first) == 3 + 2 * 25 + 2
     assert first == second
-    assert f"v{mini_chesapeake.VERSION}" in small[0].name
-    assert str(mini_chesapeake.SEED) in small[0].name
+    assert f"v{files.VERSION}" in small[0].name
+    assert str(files.SEED) in small[0].name
 
 
 @pytest.mark.parametrize("table", ["train_patches", "val_patches", "test_tiles"])

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.miniatures import cityscapes as mini_cityscapes
-from tasks.miniatures.cityscapes import CITIES, IMAGES_PER_CITY, ensure, render
+from tasks.miniatures.cityscapes import CITIES, IMAGES_PER_CITY, ensure, files, render
 
 EVALUATED = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
 VOID = {0, 1, 3, 4, 5, 6}
@@ -28,12 +27,12 @@ def drawn() -> dict[str, list[np.ndarray]]:
 
 
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mini_cityscapes, "IMAGES_PER_CITY", FEW)
+    monkeypatch.setattr(files, "IMAGES_PER_CITY", FEW)
 
 
 def ensure_few(root: str) -> None:
     """`ensure` with few images, for another process."""
-    mini_cityscapes.IMAGES_PER_CITY = FEW
+    files.IMAGES_PER_CITY = FEW
     ensure(root)
 
 
@@ -103,8 +102,8 @@ def test_an_unknown_city_is_refused():
 def test_files_lie_as_in_cityscapes_and_are_the_same_twice(tmp_path, monkeypatch):
     few_images(monkeypatch)
     first, second = ensure(tmp_path / "a"), ensure(tmp_path / "b")
-    assert str(mini_cityscapes.SEED) in first.name
-    assert f"v{mini_cityscapes.VERSION}" in first.name
+    assert str(files.SEED) in first.name
+    assert f"v{files.VERSION}" in first.name
     assert files_of(first) == files_of(second)
     for split, cities in CITIES.items():
         for city in cities:
@@ -127,7 +126,7 @@ def test_a_second_call_generates_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("generated again")
 
-    monkeypatch.setattr(mini_cityscapes, "render", fail)
+    monkeypatch.setattr(files, "render", fail)
     assert ensure(tmp_path) == root
 
 
@@ -141,7 +140,7 @@ def test_an_interrupted_generation_is_never_used_and_the_next_call_completes(tmp
         return render(split, city, index, seed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mini_cityscapes, "render", interrupted)
+        patch.setattr(files, "render", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ensure(tmp_path)
     assert not files_of(tmp_path)

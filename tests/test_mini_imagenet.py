@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from tasks.data import open_splits
-from tasks.miniatures import imagenet as mini_imagenet
-from tasks.miniatures.imagenet import CLASSES, IMAGES_PER_CLASS, ensure, render
+from tasks.miniatures.imagenet import CLASSES, IMAGES_PER_CLASS, ensure, files, render
 
 FEW = {"train": 5, "val": 1}  # images per class: enough to meet three odd files, quick to draw
 NAMES = {"train": r"{wnid}_\d+\.JPEG", "val": r"ILSVRC2012_val_\d{{8}}\.JPEG"}
@@ -24,7 +23,7 @@ NAMES = {"train": r"{wnid}_\d+\.JPEG", "val": r"ILSVRC2012_val_\d{{8}}\.JPEG"}
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a miniature with few images."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mini_imagenet, "IMAGES_PER_CLASS", FEW)
+        patch.setattr(files, "IMAGES_PER_CLASS", FEW)
         return ensure(tmp_path_factory.mktemp("mini"))
 
 
@@ -126,7 +125,7 @@ def test_an_unknown_split_or_class_is_refused(arguments):
 
 
 def test_files_lie_as_in_imagenet(few):
-    assert few.name == f"imagenet-v{mini_imagenet.VERSION}-seed{mini_imagenet.SEED}"
+    assert few.name == f"imagenet-v{files.VERSION}-seed{files.SEED}"
     for split, count in FEW.items():
         assert {folder.name for folder in (few / split).iterdir()} == set(CLASSES)
         for wnid in CLASSES:
@@ -136,7 +135,7 @@ def test_files_lie_as_in_imagenet(few):
 
 
 def test_the_same_seed_gives_the_same_bytes(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(mini_imagenet, "IMAGES_PER_CLASS", FEW)
+    monkeypatch.setattr(files, "IMAGES_PER_CLASS", FEW)
     assert files_of(ensure(tmp_path)) == files_of(few)
 
 
@@ -157,7 +156,7 @@ def test_train_has_the_odd_files_of_the_real_set(few):
 
 def test_the_dataset_opens_it(few, monkeypatch):
     """A folder that is there already is taken as it is: nothing is generated."""
-    monkeypatch.setattr(mini_imagenet, "render", None)
+    monkeypatch.setattr(files, "render", None)
     data = SimpleNamespace(name="mini", root=str(few.parent))
     cfg = SimpleNamespace(task=SimpleNamespace(name="imagenet"), data=data)
     train, val = open_splits(cfg, ["train", "val"])

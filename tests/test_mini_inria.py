@@ -11,8 +11,7 @@ import rasterio
 from omegaconf import OmegaConf
 
 from tasks.data import open_splits
-from tasks.miniatures import inria as mini_inria
-from tasks.miniatures.inria import CITIES, STYLES, TILES_PER_CITY, ensure, render
+from tasks.miniatures.inria import CITIES, STYLES, TILES_PER_CITY, ensure, files, render
 
 FEW = {"train": ("kitsap",), "test": ("sfo", "tyrol-e")}  # enough for the files, quick to draw
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "paper" / "table7.csv"
@@ -28,8 +27,8 @@ def drawn() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def few(tmp_path_factory) -> Path:
     """The miniature with a few tiles."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mini_inria, "CITIES", FEW)
-        patch.setattr(mini_inria, "TILES_PER_CITY", {"train": 2, "test": 1})
+        patch.setattr(files, "CITIES", FEW)
+        patch.setattr(files, "TILES_PER_CITY", {"train": 2, "test": 1})
         return ensure(tmp_path_factory.mktemp("few"))
 
 
@@ -114,8 +113,8 @@ def test_files_lie_as_in_the_dataset(few):
         "train": {"kitsap1.tif", "kitsap2.tif"},
         "test": {"sfo1.tif", "tyrol-e1.tif"},
     }
-    assert f"v{mini_inria.VERSION}" in few.name
-    assert str(mini_inria.SEED) in few.name
+    assert f"v{files.VERSION}" in few.name
+    assert str(files.SEED) in few.name
     for split, expected in names.items():
         for kind in ("images", "gt"):
             folder = few / "AerialImageDataset" / split / kind
@@ -142,8 +141,8 @@ def test_tiles_of_a_city_lie_side_by_side(few):
 
 
 def test_the_same_seed_gives_the_same_bytes(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(mini_inria, "CITIES", {"test": FEW["test"][:1]})
-    monkeypatch.setattr(mini_inria, "TILES_PER_CITY", {"test": 1})
+    monkeypatch.setattr(files, "CITIES", {"test": FEW["test"][:1]})
+    monkeypatch.setattr(files, "TILES_PER_CITY", {"test": 1})
     again = ensure(tmp_path)
     for kind in ("images", "gt"):
         name = f"AerialImageDataset/test/{kind}/sfo1.tif"

@@ -23,12 +23,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from tasks.miniatures import generate_once
+from tasks.miniatures.coco_masks import polygons, run_lengths
 
 VERSION = 1
 SEED = 0
@@ -53,7 +56,8 @@ Shape = list[tuple[np.ndarray, np.ndarray]]  # polygons [K, 2] in a unit square,
 def ensure(root: Path | str, seed: int = SEED) -> Path:
     """The miniature's folder, with `train2017`, `val2017` and `annotations` in it.
 
-    The same seed gives the same bytes (with the same versions of numpy and Pillow); see
+    The same seed gives the same bytes (with the same versions of numpy and Pillow, on the
+    same kind of processor); see
     `tasks.miniatures.generate_once`.
     """
     return generate_once(root, "coco", VERSION, seed, partial(_generate, seed))
@@ -64,7 +68,8 @@ def _generate(seed: int, folder: Path) -> None:
     (folder / "annotations").mkdir(parents=True)
     for split, count in IMAGES.items():
         (folder / f"{split}2017").mkdir()
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index in tqdm(range(count), unit="image", leave=False, disable=None):
             pixels, instances = render(split, index, seed)
             image_id = _image_id(split, index)
@@ -102,7 +107,8 @@ class Instance:
     crowd: bool = False
 
 
-def _annotation(instance: Instance, number: int, image_id: int) -> dict:
+def _annotation(instance: Instance, number: int, image_id: int) -> dict[str, Any]:
+    """An object as COCO's json describes it; `number` is its id."""
     mask = instance.mask
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top = int(columns[0]), int(rows[0])
@@ -115,80 +121,6 @@ def _annotation(instance: Instance, number: int, image_id: int) -> dict:
         "category_id": instance.category_id,
         "id": number,
     }
-
-
-# ----------------------------------------------------------------------------- masks as COCO's
-
-
-def run_lengths(mask: np.ndarray) -> dict:
-    """A mask as COCO's uncompressed run lengths: column by column, beginning with zeros."""
-    flat = np.concatenate([[False], mask.ravel(order="F")])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    return {"counts": counts.tolist(), "size": list(mask.shape)}
-
-
-def polygons(mask: np.ndarray) -> list[list[float]]:
-    """A mask as polygons [x1, y1, x2, y2, ...] along its pixels' edges, without overlap.
-
-    COCO's polygons have no holes: a mask with a hole is cut in two through it.
-    """
-    found = []
-    for loop in _outlines(mask):
-        if _signed_area(loop) < 0:
-            cut = round(float(loop[:, 0].mean()))
-            left, right = mask.copy(), mask.copy()
-            left[:, cut:] = right[:, :cut] = False
-            return polygons(left) + polygons(right)
-        found.append([float(v) for v in loop.ravel()])
-    return found
-
-
-def _outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """The closed lines between inside and outside: corners [K, 2] (x, y), the inside on the right.
-
-    Pixels that touch at a corner only are not connected.
-    """
-    padded = np.pad(mask, 1)
-    inside = padded[1:-1, 1:-1]
-    following: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for neighbour, (x1, y1), (x2, y2) in (
-        (padded[:-2, 1:-1], (0, 0), (1, 0)),  # edge at the top: to the right
-        (padded[1:-1, 2:], (1, 0), (1, 1)),
-        (padded[2:, 1:-1], (1, 1), (0, 1)),
-        (padded[1:-1, :-2], (0, 1), (0, 0)),
-    ):
-        for y, x in np.argwhere(inside & ~neighbour).tolist():
-            following.setdefault((x + x1, y + y1), []).append((x + x2, y + y2))
-    loops = []
-    while following:
-        at = next(iter(following))
-        direction, corners = None, []
-        while at in following:
-            ends = following[at]
-            turns = [_turn(direction, at, end) for end in ends]
-            end = ends.pop(turns.index(max(turns)))  # right first: stay with the same pixel
-            if not ends:
-                del following[at]
-            step = (end[0] - at[0], end[1] - at[1])
-            if step != direction:
-                corners.append(at)
-            at, direction = end, step
-        loops.append(np.array(corners))
-    return loops
-
-
-def _turn(direction: tuple[int, int] | None, at: tuple[int, int], end: tuple[int, int]) -> int:
-    """1 for a turn to the right as seen on the screen, 0 straight on, -1 to the left."""
-    if direction is None:
-        return 0
-    return direction[0] * (end[1] - at[1]) - direction[1] * (end[0] - at[0])
-
-
-def _signed_area(loop: np.ndarray) -> float:
-    """Positive if the inside is enclosed, negative for the border of a hole."""
-    x, y = loop.T
-    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
 
 
 # ------------------------------------------------------------------------------------- shapes
@@ -299,12 +231,12 @@ def _ellipse(x: float, y: float, half_width: float, half_height: float) -> np.nd
     return np.stack([x + half_width * np.cos(angles), y + half_height * np.sin(angles)], axis=1)
 
 
-def _line(start, end, width: float) -> np.ndarray:
+def _line(start: ArrayLike, end: ArrayLike, width: float) -> np.ndarray:
     """A bar between two points."""
-    start, end = np.asarray(start), np.asarray(end)
-    along = (end - start) / max(1e-6, float(np.hypot(*(end - start))))
+    a, b = np.asarray(start), np.asarray(end)
+    along = (b - a) / max(1e-6, float(np.hypot(*(b - a))))
     across = width / 2 * np.array([-along[1], along[0]])
-    return np.stack([start + across, end + across, end - across, start - across])
+    return np.stack([a + across, b + across, b - across, a - across])
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
@@ -396,9 +328,9 @@ class Canvas:
             x, y = self.rng.uniform(0, width), self.rng.uniform(0, height)
             corners = self.rng.uniform(-0.2, 0.2, (self.rng.integers(3, 6), 2)) * height + (x, y)
             drawing.polygon(_flat(corners), _bytes(_colour(self.rng) * 0.7 + 0.15))
-        grain = self.rng.normal(0, 18, (height // 4, width // 4))
-        grain = Image.fromarray(np.clip(128 + grain, 0, 255).astype(np.uint8))
-        grain = np.asarray(grain.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        coarse = 128 + self.rng.normal(0, 18, (height // 4, width // 4))
+        speckle = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
+        grain = np.asarray(speckle.resize((width, height), Image.Resampling.BICUBIC), np.int16)
         picture = np.asarray(self.picture, np.int16) + grain[..., None] - 128
         self.picture = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
@@ -462,7 +394,8 @@ def _flat(corners: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _bytes(colour: np.ndarray) -> tuple[int, int, int]:
-    return tuple(round(255 * min(1.0, float(c))) for c in colour)
+    red, green, blue = (round(255 * min(1.0, float(c))) for c in colour)
+    return red, green, blue
 
 
 def _bytes_of(picture: np.ndarray) -> np.ndarray:
