@@ -22,7 +22,7 @@ def train(cfg: DictConfig) -> Run | None:
     import pytorch_lightning as pl
 
     from tasks.data.loading import DataModule
-    from tasks.models import build_model, scaled_norm
+    from tasks.models import build_model, check_training_size, scaled_norm
     from tasks.models.checkpoint import load_weights
     from tasks.prediction.submission import write_submission
     from tasks.runs import training
@@ -30,6 +30,7 @@ def train(cfg: DictConfig) -> Run | None:
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
+    check_training_size(model, cfg)
     if cfg.checkpoint is not None:
         load_weights(model, cfg.checkpoint, scaled_norm(cfg) if cfg.mode == "test" else None)
     module = training.make_module(cfg, model, datasets.eval)

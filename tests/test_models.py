@@ -7,7 +7,7 @@ from torch import nn
 from lcn import LocalContextNorm
 from tasks.config import compose
 from tasks.errors import InputError
-from tasks.models import build_model
+from tasks.models import build_model, check_training_size
 from tasks.models.checkpoint import load_weights
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, LocalContextNorm)
@@ -97,3 +97,19 @@ def test_file_that_is_no_checkpoint_is_named(tmp_path):
     torch.save({"weights": 1}, path)
     with pytest.raises(InputError, match="not a checkpoint of a run"):
         load_weights(nn.Linear(2, 2), str(path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "too_small"),
+    [
+        (["task=inria", "norm=lcn"], 15),  # four times halved
+        (["task=inria", "norm=bn", "data.batch_size=1"], 16),  # one value has no variance
+        (["task=cityscapes", "norm=bn", "data.batch_size=1"], 32),
+    ],
+)
+def test_a_crop_that_leaves_a_layer_nothing_is_named(overrides, too_small):
+    small = compose([*overrides, f"data.crop=[{too_small},{too_small}]", "data.width=0.125"])
+    with pytest.raises(InputError, match=rf"data.crop=\[{too_small},{too_small}\] .*too small"):
+        check_training_size(build_model(small), small)
+    enough = compose([*overrides, "data.crop=[64,64]", "data.width=0.125"])
+    check_training_size(build_model(enough), enough)

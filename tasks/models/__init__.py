@@ -1,5 +1,8 @@
 """From a configuration to a network whose norm layers are the ones asked for."""
 
+import copy
+
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -71,6 +74,27 @@ def _detector(cfg: DictConfig, norm: dict) -> nn.Module:
         else load_backbone(model, path, norm)
     ]
     return model
+
+
+def check_training_size(model: nn.Module, cfg: DictConfig) -> None:
+    """Runs the network on the shapes of a training batch, without computing anything.
+
+    Raises:
+        InputError: images of this size leave some layer nothing to work on.
+    """
+    if cfg.task.kind == "detection":  # resizes its images itself
+        return
+    shape = (cfg.data.batch_size, len(cfg.task.bands), *cfg.data.crop)
+    shapes_only = copy.deepcopy(model).to("meta").train()
+    try:
+        shapes_only(torch.empty(shape, device="meta"))
+    except (RuntimeError, ValueError) as error:
+        height, width = cfg.data.crop
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"data.crop=[{height},{width}] with data.batch_size={shape[0]} is too small for "
+            f"{cfg.task.model.name} with {cfg.norm.name}: {reason}"
+        ) from None
 
 
 def scaled_norm(cfg: DictConfig) -> dict:
