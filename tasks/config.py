@@ -125,9 +125,9 @@ def check_config(cfg: DictConfig) -> None:
     _require(cfg, "data.scale", lambda v: _is_number(v) and 0 < v <= 1, "above 0 and at most 1")
     splits = cfg.task.eval_splits
     _require(cfg, "data.eval_split", lambda v: v in splits, " or ".join(splits))
-    _require(
-        cfg, "data.holdout", lambda v: v in (False, cfg.task.name == "inria"), "false but for INRIA"
-    )
+    possible = (False,) if cfg.task.holdout_split is None else (False, True)
+    words = " or ".join(str(value).lower() for value in possible)
+    _require(cfg, "data.holdout", lambda v: v in possible, f"{words} with task={cfg.task.name}")
     _require(cfg, "mode", lambda v: v in ("train", "test"), "train or test")
     _require(cfg, "seed", lambda v: _is_int(v) and v >= 0, "a whole number of at least 0")
     _require(cfg, "task.optimizer.lr", lambda v: _is_number(v) and v > 0, "above 0")
