@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from tasks.data import is_labelled, open_datasets
+from tasks.data import open_datasets, with_classes
 from tasks.errors import say
 from tasks.runs import launch
 from tasks.runs.directory import Run
@@ -17,6 +17,7 @@ from tasks.schema import check_config
 def train(cfg: DictConfig) -> Run | None:
     check_config(cfg)
     datasets = open_datasets(cfg)
+    cfg = with_classes(cfg, datasets)
 
     # torch only from here on: a mistake in the configuration or missing data is answered at once.
     import pytorch_lightning as pl
@@ -37,7 +38,7 @@ def train(cfg: DictConfig) -> Run | None:
     data = DataModule(cfg, datasets)
     if cfg.mode == "test":
         trainer = training.evaluator(cfg)
-        if is_labelled(datasets.eval):
+        if datasets.eval.labelled:
             training.evaluate(trainer, module, data)
         else:
             archive = write_submission(module, trainer, data, Path(cfg.checkpoint).parent)
@@ -53,7 +54,7 @@ def train(cfg: DictConfig) -> Run | None:
         trainer, history = training.make_trainer(cfg, run, datasets)
         training.describe(cfg, run, model, datasets)
         trainer.fit(module, data, ckpt_path=training.checkpoint_to_continue(run, model))
-        if is_labelled(datasets.eval):
+        if datasets.eval.labelled:
             outcome = training.outcome(cfg, trainer, module, data, history)
         else:
             archive = write_submission(module, trainer, data, run.directory)

@@ -1,8 +1,9 @@
 """Checks a dataset before a long training: layout, counts, sizes, label values; every file is read.
 
-python scripts/check_data.py task=inria data.root=/path/to/inria
+python scripts/check_data.py task=inria data.root=/path/to/inria --pictures pictures
 """
 
+import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,34 +13,52 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from tasks.config import compose
-from tasks.data import Dataset, dataset_module, is_labelled, open_splits
-from tasks.data.tiles import RandomPatches, TileWindows
+from tasks.data import Dataset, Sample, TiledDataset, open_splits
+from tasks.data.plots import contact_sheet
 from tasks.errors import InputError
+from tasks.protocol import task_facts
 
 SHOWN = 20  # problems that are printed; all are counted
 WINDOW = (1024, 1024)  # pixels of a tile that are read at once
 
 
 def main() -> None:
-    overrides = sys.argv[1:]
-    if {"-h", "--help"} & set(overrides) or not overrides:
-        print(__doc__)
-        sys.exit(0 if overrides else 2)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="+", help="as of train.py: task=..., data.root=...")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR",
+        help="write DIR/<task>.png as well: samples of every split with their labels",
+    )  # fmt: skip
+    arguments = parser.parse_intermixed_args()
     try:
-        cfg = compose(overrides)
-        problems = [problem for split in splits(cfg) for problem in check_split(cfg, split)]
-    except InputError as error:
+        cfg = compose(arguments.overrides)
+        problems: list[str] = []
+        opened: dict[str, Dataset] = {}
+        for split in splits(cfg):
+            try:
+                (opened[split],) = open_splits(cfg, [split])
+                problems += check_split(cfg, split, opened[split])
+            except InputError as error:
+                print(f"{split:6} cannot be opened")
+                problems.append(str(error))
+        if arguments.pictures is not None and opened:
+            print(f"pictures: {write_pictures(cfg, opened, arguments.pictures)}")
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    problems = list(dict.fromkeys(problems))
+    tell(cfg.task.name, list(dict.fromkeys(problems)))
+
+
+def tell(task: str, problems: list[str]) -> None:
+    """Prints what is wrong; leaves with 2 if anything is."""
     print()
     if not problems:
-        print(f"{cfg.task.name}: everything is as it should be")
+        print(f"{task}: everything is as it should be")
         return
-    print(f"{cfg.task.name}: {len(problems)} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
+    print(f"{task}: {len(problems)} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
     for problem in problems[:SHOWN]:
         print(f"- {problem}", file=sys.stderr)
     if len(problems) > SHOWN:
@@ -48,64 +67,49 @@ def main() -> None:
 
 
 def splits(cfg: DictConfig) -> list[str]:
-    """Every split of the task; INRIA's val exists only where tiles are held out for it."""
+    """Every split of the task; one of held out tiles only where tiles are held out."""
     names = dict.fromkeys(["train", *cfg.task.eval_splits, cfg.task.test_split])
-    skipped = {None} if cfg.task.name != "inria" or cfg.data.holdout else {None, "val"}
+    skipped = {None} if cfg.data.holdout else {None, cfg.task.holdout_split}
     return [name for name in names if name not in skipped]
 
 
-def check_split(cfg: DictConfig, split: str) -> list[str]:
+def check_split(cfg: DictConfig, split: str, dataset: Dataset) -> list[str]:
     """What is wrong with a split; prints what it holds."""
-    module = dataset_module(cfg)
-    try:
-        dataset = open_splits(cfg, [split])[0]
-    except InputError as error:
-        print(f"{split:6} cannot be opened")
-        return [str(error)]
-    by_tile = isinstance(dataset, RandomPatches | TileWindows)
-    count = len(dataset.tiles) if by_tile else len(dataset)
-    expected = (
-        module.SAMPLES.get(split) if cfg.data.name == "full" and not cfg.data.holdout else None
-    )
-    what = "tiles" if by_tile else "samples"
-    labels = "" if is_labelled(dataset) else ", no labels"
+    facts, is_full = task_facts(cfg.task.name), cfg.data.name == "full"
+    tile_sizes = dataset.tile_sizes if isinstance(dataset, TiledDataset) else None
+    count, what = len(dataset), "samples"
+    if tile_sizes is not None:
+        count, what = len(tile_sizes), "tiles"
+    expected = facts.samples.get(split) if is_full and not cfg.data.holdout else None
+    labels = "" if dataset.labelled else ", no labels"
     print(f"{split:6} {count:,}{f' of {expected:,}' if expected else ''} {what}{labels}")
     problems = []
     if expected is not None and count != expected:
         problems.append(
             f"{split} has {count:,} {what}, the dataset {expected:,}: is every archive unpacked?"
         )
-    sizes: Counter = Counter()
+    sizes: Counter = Counter(tile_sizes)
     classes: Counter = Counter()
-    for sample in samples(pieces(dataset), problems):
-        if not by_tile:
+    for sample in samples(dataset, problems):
+        if tile_sizes is None:
             sizes[sample["image"].shape[:2]] += 1
         count_classes(sample, classes)
-    sizes.update(dataset.tile_sizes if by_tile else ())
     print(f"       sizes: {_sizes(sizes)}")
-    size = getattr(module, "SIZE", None) if cfg.data.name == "full" else None
-    others = sum(n for found, n in sizes.items() if found != size)
+    size = facts.image_size if is_full else None
+    others = sum(n for found, n in sizes.items() if size is not None and found != tuple(size))
     if size is not None and others:
         problems.append(
             f"{split}: {others:,} {what} are not {size[0]} x {size[1]}; {_sizes(sizes)}"
         )
     if classes:
-        names = cfg.task.class_names or dataset.class_names
-        print(f"       classes: {_shares(classes, list(names))}")
+        print(f"       classes: {_shares(classes, list(dataset.class_names))}")
     return problems
 
 
-def pieces(dataset: Dataset) -> Dataset:
-    """What to read to have read everything: the samples, or windows over whole tiles."""
-    if isinstance(dataset, RandomPatches | TileWindows):
-        return TileWindows(
-            dataset.tiles, WINDOW, 0, dataset.bands, dataset.train_ids, dataset.identity
-        )
-    return dataset
-
-
-def samples(dataset: Dataset, problems: list[str]) -> Iterator[dict]:
-    """Every sample that can be read; what is wrong with the others is added to ``problems``."""
+def samples(dataset: Dataset, problems: list[str]) -> Iterator[Sample]:
+    """Everything that can be read, tiles whole; what is wrong is added to ``problems``."""
+    if isinstance(dataset, TiledDataset):
+        dataset = dataset.covered(WINDOW)
     for index in tqdm(range(len(dataset)), leave=False, unit="read", disable=None):
         try:
             yield dataset[index]
@@ -113,7 +117,7 @@ def samples(dataset: Dataset, problems: list[str]) -> Iterator[dict]:
             problems.append(str(error))
 
 
-def count_classes(sample: dict, classes: Counter) -> None:
+def count_classes(sample: Sample, classes: Counter) -> None:
     """Adds pixels, objects or images of each class id."""
     if "labels" in sample:
         classes.update((sample["labels"] - 1).tolist())
@@ -122,6 +126,14 @@ def count_classes(sample: dict, classes: Counter) -> None:
         classes.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
     else:
         classes[sample["label"]] += 1
+
+
+def write_pictures(cfg: DictConfig, opened: dict[str, Dataset], folder: Path) -> Path:
+    """Writes the contact sheet of the splits and returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{cfg.task.name}.png"
+    contact_sheet(opened).save(path)
+    return path
 
 
 def _sizes(sizes: Counter) -> str:

@@ -16,9 +16,9 @@ import wandb_workspaces.workspaces as ws
 from wandb.sdk.lib import wbauth
 from wandb_workspaces import expr
 
-from tasks.config import compose
+from tasks.config import compose, options
 from tasks.errors import InputError
-from tasks.protocol import METRICS, PRIMARY
+from tasks.protocol import task_facts
 
 DATA = {"full": "full datasets", "mini": "miniatures"}
 NORM = "JobType"
@@ -46,7 +46,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    tasks = list(PRIMARY)
+    tasks = options("task")
     parser.add_argument("--task", nargs="+", choices=tasks, default=tasks, help="default: all")
     parser.add_argument("--data", choices=list(DATA), default="full", help="default: full")
     parser.add_argument("--project", default="lcn", help="default: lcn")
@@ -143,8 +143,9 @@ def report(entity: str, project: str, tasks: list[str], data: str) -> wr.Report:
 def sections(task: str) -> dict[str, list]:
     """The panels of a task by section."""
     task_config = compose([f"task={task}"]).task
-    primary = PRIMARY[task]
-    others = [name for name in METRICS[task] or ["overall_acc"] if name != primary]
+    facts = task_facts(task)
+    primary = facts.primary
+    others = [name for name in facts.metrics if name != primary]
     found = {
         "Scores": [
             wr.BarPlot(title=f"{primary} by norm", metrics=[primary], **by_norm()),

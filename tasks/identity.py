@@ -14,18 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from tasks.config import ROOT
 from tasks.protocol import canonical_norm, learning_rate
 
-# Keys of a task that a run takes from `data`, `trainer` or the learning rate.
-REACHES_THE_RUN_OTHERWISE = (
+SETTLED_ELSEWHERE = (
     "epochs", "steps", "devices", "scale_lr", "crop", "resize", "patches_per_epoch", "eval_split",
-    "eval_splits", "mini",
+    "eval_splits", "holdout_split", "mini",
 )  # fmt: skip
+"""Keys of a task that reach a run through `data`, `trainer` or the learning rate."""
 
 
 def run_identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
     """What decides a run's result, and therefore names its directory."""
     task = OmegaConf.to_container(cfg.task, resolve=True)
     task["optimizer"]["lr"] = learning_rate(cfg, total_batch)
-    for key in REACHES_THE_RUN_OTHERWISE:
+    for key in (*SETTLED_ELSEWHERE, "facts"):
         task.pop(key, None)
     model = task["model"]
     for key in ("kind", "batch_size", "mini"):

@@ -1,30 +1,76 @@
-"""What was published: the tables' rows, and the total batch that a learning rate belongs to."""
+"""What a task is measured by, what was published of it, and the batch its learning rate belongs to.
+
+Nothing here imports torch.
+"""
 
 import csv
+import functools
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.config import CONFIGS, ROOT
+from tasks.config import CONFIGS, ROOT, options
+from tasks.errors import InputError
 
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a task's yaml says under ``facts``: none of it changes a result.
+
+    Attributes:
+        title: the task as people call it.
+        metrics: of its results in percent, in the order of its table's columns. More is better, but
+            for those that end in ``_err``.
+        metrics_by_group: whether the same of every group (city) that is scored stand before them.
+        primary: the metric that is shown while the task trains and compared first.
+        classes: colour (red, green, blue in 0..255) by class name, in the order of the class ids;
+            None if the dataset has the names.
+        ignored_color: of pixels without a class; None without classes.
+        samples: samples, or tiles, of the splits whose number is known.
+        image_size: height and width in pixels of every image; None if they differ.
+    """
+
+    title: str
+    metrics: list[str]
+    metrics_by_group: bool
+    primary: str
+    classes: dict[str, list[int]] | None
+    ignored_color: list[int] | None
+    samples: dict[str, int]
+    image_size: list[int] | None
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the class ids; none if the dataset has them."""
+        return list(self.classes or ())
+
+
+@functools.cache
+def task_facts(name: str) -> TaskFacts:
+    """The facts of a task, also for runs that are older than its facts.
+
+    Raises:
+        InputError: there is no such task, or its yaml lacks a fact.
+    """
+    if name not in options("task"):
+        raise InputError(f"task={name}: no such task; there are: {', '.join(options('task'))}")
+    path = CONFIGS / "task" / f"{name}.yaml"
+    facts = OmegaConf.to_container(OmegaConf.load(path)).get("facts", {})
+    names = {field.name for field in fields(TaskFacts)}
+    if names != facts.keys():
+        raise InputError(
+            f"{path}: facts must have the keys {', '.join(sorted(names))}, and no others"
+        )
+    return TaskFacts(**facts)
+
+
+# For code that is not yet moved to task_facts.
+PRIMARY = {name: task_facts(name).primary for name in options("task")}
 METRICS = {
-    "cityscapes": ["miou", "pixel_acc", "mean_acc"],
-    "imagenet": ["top1_err", "top5_err"],
-    "coco": ["ap_bbox", "ap50_bbox", "ap75_bbox", "ap_mask", "ap50_mask", "ap75_mask"],
-    "inria": None,  # IoU and accuracy of every city that is scored, and overall
-    "chesapeake": ["miou", "pixel_acc"],
+    name: None if task_facts(name).metrics_by_group else task_facts(name).metrics
+    for name in options("task")
 }
-"""Metrics of each task's table, in the order of its columns, in percent."""
-
-PRIMARY = {
-    "cityscapes": "miou",
-    "imagenet": "top1_err",
-    "coco": "ap_bbox",
-    "inria": "overall_iou",
-    "chesapeake": "miou",
-}
-"""The metric of each task that is shown while it trains and compared first; more is better, but for
-those that end in ``_err``."""
 
 
 def protocol_batch(task: DictConfig) -> int:

@@ -89,6 +89,9 @@ WINDOWS = Rule(
     lambda v: isinstance(v, dict) and all(map(WINDOW.allows, v.values())),
     "{pattern of layer names: window}",
 )
+FACTS = Rule(
+    lambda v: isinstance(v, dict) and "primary" in v, "the facts that tasks.protocol describes"
+)
 SAMPLING = Rule(
     lambda v: isinstance(v, dict) and all(map(COUNT.allows, v.values())),
     "{name: whole number of at least 1}",
@@ -148,8 +151,10 @@ RULES: dict[str, Rule] = {
     "task.class_weights": optional(list_of(number(0))),
     "task.eval_split": TEXT,
     "task.eval_splits": list_of(TEXT),
+    "task.holdout_split": optional(TEXT),
     "task.test_split": optional(TEXT),
     "task.median_epochs": COUNT,
+    "task.facts": FACTS,
     "task.mini.scale": FACTOR,
     "task.mini.patches_per_epoch": COUNT,
     "task.mini.eval_every": COUNT,
@@ -290,8 +295,8 @@ def _check_together(cfg: DictConfig) -> None:
         raise InputError(f"data.crop={data.crop}: must be {SIZE.words}")
     if data.eval_split not in task.eval_splits:
         raise InputError(f"data.eval_split={data.eval_split}: must be {_or(task.eval_splits)}")
-    if data.holdout and task.name != "inria":
-        raise InputError(f"data.holdout={data.holdout}: must be false but for INRIA")
+    if data.holdout and task.holdout_split is None:
+        raise InputError(f"data.holdout={data.holdout}: must be false with task={task.name}")
     if cfg.mode == "test" and cfg.checkpoint is None:
         raise InputError("mode=test needs checkpoint=path/to/last.ckpt")
     bands = len(task.bands)

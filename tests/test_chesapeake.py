@@ -11,10 +11,11 @@ import rasterio
 from omegaconf import OmegaConf
 from rasterio.transform import Affine
 
-from tasks.data import open_splits
-from tasks.data.chesapeake import CLASS_NAMES, COLORS, Chesapeake, colorize
-from tasks.data.tiles import IGNORED
+from tasks.data import IGNORED, open_splits
+from tasks.data.chesapeake import Chesapeake
+from tasks.data.plots import colorize
 from tasks.errors import InputError
+from tasks.protocol import task_facts
 
 RELEASE = "md_1m_2013_extended"
 SIDE, TILE = 16, (40, 28)
@@ -181,11 +182,12 @@ def test_plot_shows_natural_and_false_colour_labels_and_prediction(root):
         )
         figure = dataset.plot(sample, prediction=np.zeros((SIDE, SIDE), np.uint8))
         assert figure.axes[3].get_title() == "prediction"
-        assert (figure.axes[3].images[0].get_array() == COLORS[0]).all()
+        water = task_facts("chesapeake").classes["water"]
+        assert (figure.axes[3].images[0].get_array() == water).all()
 
 
 def test_ignored_pixels_are_black():
-    assert colorize(np.array([[IGNORED]])).tolist() == [[[0, 0, 0]]]
+    assert colorize(np.array([[IGNORED]]), task_facts("chesapeake")).tolist() == [[[0, 0, 0]]]
 
 
 COLOUR_VISION = {  # Machado, Oliveira, Fernandes 2009, severity 1, on linear RGB
@@ -208,8 +210,9 @@ def lab(colour, seen):
 
 @pytest.mark.parametrize("vision", COLOUR_VISION)
 def test_class_colours_differ_for_every_colour_vision(vision):
-    seen = [lab(colour, COLOUR_VISION[vision]) for colour in [*COLORS, np.zeros(3)]]
-    assert len(COLORS) == len(CLASS_NAMES)
+    facts = task_facts("chesapeake")
+    colours = np.array([*facts.classes.values(), facts.ignored_color])
+    seen = [lab(colour, COLOUR_VISION[vision]) for colour in colours]
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
     assert min(distances) > 30  # a difference of 2.3 is just noticeable
 

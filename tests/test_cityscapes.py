@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 
 from tasks.config import compose
-from tasks.data import open_splits
-from tasks.data.cityscapes import IGNORED, LABEL_IDS, Cityscapes, colorize
+from tasks.data import IGNORED, open_splits
+from tasks.data.cityscapes import LABEL_IDS, Cityscapes
+from tasks.data.plots import colorize
 from tasks.errors import InputError
+from tasks.protocol import task_facts
 
 
 def label_file(root, index=0, split="train"):
@@ -32,9 +34,12 @@ def test_label_ids_become_the_train_ids_of_the_dataset(tiny_cityscapes):
 
 def test_colours_and_codes_are_the_dataset_s_own():
     labels = pytest.importorskip("cityscapesscripts.helpers.labels")
+    names = task_facts("cityscapes").class_names
     for train_id, code in enumerate(LABEL_IDS):
         assert labels.id2label[code].trainId == train_id
-        assert tuple(colorize(np.array([[train_id]]))[0, 0]) == labels.id2label[code].color
+        assert names[train_id] == labels.id2label[code].name
+        color = colorize(np.array([[train_id]]), task_facts("cityscapes"))[0, 0]
+        assert tuple(color) == labels.id2label[code].color
 
 
 def test_real_photographs_load(real_data):

@@ -113,7 +113,7 @@ def test_a_training_sample_is_a_patch_of_image_and_mask_at_one_place(inria):
     train = open_one(inria)
     assert len(train) == 10
     for seed in range(5):
-        sample = train.draw(np.random.default_rng(seed))
+        sample = train.draw(0, np.random.default_rng(seed))
         assert sample["image"].shape == (32, 32, 3)
         tile = np.asarray(Image.open(inria / "train" / "images" / f"{sample['name']}.tif"))
         offsets = [

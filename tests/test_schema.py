@@ -37,9 +37,9 @@ TAKES = {
     "word": "data.name data.root data.eval_split logger.project norm.name runs task.eval_split "
     "task.model.arch task.model.encoder task.model.name task.name",
     "word null": "checkpoint logger.entity task.backbone_checkpoint task.model.pretrained "
-    "task.test_split",
-    "": "mode task.kind task.model.kind task.optimizer.name task.schedule.name norm.window_unit "
-    "trainer.accelerator trainer.strategy trainer.precision",
+    "task.test_split task.holdout_split",
+    "": "mode task.facts task.kind task.model.kind task.optimizer.name task.schedule.name "
+    "norm.window_unit trainer.accelerator trainer.strategy trainer.precision",
     "true": "data.holdout logger.csv logger.tensorboard logger.wandb task.model.transposed "
     "task.scale_lr trainer.deterministic trainer.progress_bar",
     "true null": "logger.offline",
@@ -119,7 +119,7 @@ WRONG = {
     "+task.optimizer.betas=[0.9,0.9]": "task.optimizer.betas: no such key",
     "data.crop=${nowhere}": "data.crop",
     "data.eval_split=test": "data.eval_split=test: must be train or val",
-    "data.holdout=true": "data.holdout=True: must be false but for INRIA",
+    "data.holdout=true": "data.holdout=True: must be false with task=cityscapes",
 }
 
 

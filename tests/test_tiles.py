@@ -12,12 +12,12 @@ from rasterio.transform import from_origin
 from torch import nn
 
 from tasks.config import compose
-from tasks.data import Datasets
+from tasks.data import IGNORED, Datasets
 from tasks.data.loading import Augmented, DataModule
 from tasks.data.tiles import (
-    IGNORED,
     RandomPatches,
     Tile,
+    TileSet,
     TileWindows,
     check_tiles,
     class_table,
@@ -27,6 +27,7 @@ from tasks.data.transforms import make_transform
 from tasks.errors import InputError
 from tasks.modules.segmentation import Segmentation
 from tasks.prediction.submission import write_submission
+from tasks.protocol import task_facts
 from tasks.runs.training import evaluate, evaluator
 
 TABLE = class_table({0: 0, 255: 1})
@@ -53,6 +54,10 @@ def make_tile(folder, name="austin1", size=(70, 90), seed=0, label=True):
     return Tile(name, path, write(folder / f"{name}_gt.tif", mask) if label else None)
 
 
+def tile_set(tiles):
+    return TileSet(tiles, 3, TABLE, "id", task_facts("inria"))
+
+
 @given(length=st.integers(1, 500), size=st.integers(1, 120), halo=st.integers(0, 50))
 def test_cores_follow_each_other_without_gap_and_keep_their_halo(length, size, halo):
     if 2 * halo >= size:
@@ -70,7 +75,7 @@ def test_cores_follow_each_other_without_gap_and_keep_their_halo(length, size, h
 
 def test_labels_of_all_windows_are_the_tile_s_labels_once(tmp_path):
     tile = make_tile(tmp_path)
-    windows = TileWindows([tile], (32, 32), 6, 3, TABLE, "id")
+    windows = TileWindows(tile_set([tile]), (32, 32), 6)
     with rasterio.open(tile.label) as file:
         expected = np.bincount(TABLE[file.read(1)].ravel(), minlength=2)
     counted = np.zeros(256, dtype=int)
@@ -82,11 +87,11 @@ def test_labels_of_all_windows_are_the_tile_s_labels_once(tmp_path):
 
 def test_random_patches_follow_from_the_draw_and_reach_everywhere(tmp_path):
     tiles = [make_tile(tmp_path, f"austin{n}", seed=n) for n in (1, 2)]
-    patches = RandomPatches(tiles, (64, 64), 10, 3, TABLE, "id")
+    patches = RandomPatches(tile_set(tiles), (64, 64), 10)
     assert len(patches) == 10
-    again = [patches.draw(np.random.default_rng(5))["image"] for _ in range(2)]
+    again = [patches.draw(0, np.random.default_rng(5))["image"] for _ in range(2)]
     assert np.array_equal(*again)
-    names = {patches.draw(np.random.default_rng(seed))["name"] for seed in range(20)}
+    names = {patches.draw(0, np.random.default_rng(seed))["name"] for seed in range(20)}
     assert names == {"austin1", "austin2"}
     data = Augmented(patches, make_transform(compose(["task=inria"]), True), 0)
     assert not torch.equal(data[0, 0]["image"], data[1, 0]["image"])
@@ -107,7 +112,7 @@ def brightness(threshold=127.5):
 def test_submission_is_the_whole_tile_s_prediction_with_its_georeferencing(tmp_path):
     tiles = [make_tile(tmp_path, f"sfo{n}", (70 + n, 90), n, label=False) for n in (1, 2)]
     cfg, network = brightness()
-    windows = TileWindows(tiles, (32, 32), 6, 3, TABLE, "id")
+    windows = TileWindows(tile_set(tiles), (32, 32), 6)
     data = DataModule(cfg, Datasets(windows, windows, None))
     module = Segmentation(network, cfg, {"name": "bn"})
     assert write_submission(module, evaluator(cfg), data, tmp_path) == "submission.zip"
@@ -128,7 +133,7 @@ def test_submission_is_the_whole_tile_s_prediction_with_its_georeferencing(tmp_p
 def test_scores_of_windows_are_the_scores_of_the_tile(tmp_path):
     tile = make_tile(tmp_path)
     cfg, network = brightness(threshold=100.5)
-    windows = TileWindows([tile], (32, 32), 6, 3, TABLE, "id")
+    windows = TileWindows(tile_set([tile]), (32, 32), 6)
     module = Segmentation(network, cfg, {"name": "bn"}, ["austin"])
     evaluate(evaluator(cfg), module, DataModule(cfg, Datasets(windows, windows, None)))
     with rasterio.open(tile.image) as image:
@@ -154,15 +159,15 @@ def test_tiles_that_are_not_as_they_should_be_are_named(tmp_path):
             check_tiles([bad], bands)
     grey = Tile("d", tile.image, write(tmp_path / "grey.tif", other[:, :90] + 7))
     with pytest.raises(InputError, match=r"grey.tif has the label value 7; expected 0, 255"):
-        RandomPatches([grey], (8, 8), 1, 3, TABLE, "id")[0]
+        RandomPatches(tile_set([grey]), (8, 8), 1)[0]
     with pytest.raises(InputError, match="have no core"):
-        TileWindows([tile], (32, 32), 16, 3, TABLE, "id")
+        TileWindows(tile_set([tile]), (32, 32), 16)
     with pytest.raises(InputError, match=r"smaller than a patch of 80 x 80: lower data.crop"):
-        RandomPatches([tile], (80, 80), 1, 3, TABLE, "id")
+        RandomPatches(tile_set([tile]), (80, 80), 1)
 
 
 def test_a_tile_smaller_than_a_window_is_one_window(tmp_path):
-    windows = TileWindows([make_tile(tmp_path, size=(20, 25))], (32, 32), 6, 3, TABLE, "id")
+    windows = TileWindows(tile_set([make_tile(tmp_path, size=(20, 25))]), (32, 32), 6)
     assert len(windows) == 1
     assert windows[0]["image"].shape == (20, 25, 3)
     assert (windows[0]["label"] != IGNORED).all()

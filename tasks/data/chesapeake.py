@@ -10,24 +10,24 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
 
-from tasks.data.tiles import UNKNOWN, Tile, TileWindows, class_table
+from tasks.data import Dataset, Sample
+from tasks.data.plots import label_figure
+from tasks.data.tiles import UNKNOWN, Tile, TileSet, TileWindows, class_table
 from tasks.errors import InputError
+from tasks.protocol import task_facts
 
-CLASS_NAMES = ("water", "forest", "field", "impervious")
-COLORS = np.array([[86, 180, 233], [0, 92, 60], [240, 228, 66], [213, 94, 0]], dtype=np.uint8)
-"""Colours of the classes, RGB: told apart by hue or by lightness with any colour vision."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BANDS = 4  # red, green, blue, near-infrared
 RELEASE = "md_1m_2013_extended"
 TRAIN_IDS = class_table({1: 0, 2: 1, 3: 2, 4: 3, 5: 3, 6: 3}, ignored=(0, 15))
 """Land-cover code to class id: barren, other impervious and roads are one class."""
-
-SAMPLES = {"train": 50_000, "test": 20}
-"""Patches or tiles of each split, where the paper gives the number."""
 
 _CHANNELS, _LABEL_CHANNEL = 29, 8
 
@@ -53,7 +53,7 @@ def open_splits(
     ]
 
 
-class Chesapeake:
+class Chesapeake(Dataset):
     """Aerial images of Maryland, one metre a pixel, with land cover in four classes, as patches.
 
     Splits: train (50,000 patches of 100 tiles), val (patches of 5 other tiles), test (20 further
@@ -86,6 +86,7 @@ class Chesapeake:
         self, root: Path | str, split: str, size: tuple[int, int], release: str = "chesapeake"
     ):
         self.root, self.split, self.size = Path(root), split, tuple(size)
+        self.class_names = task_facts("chesapeake").class_names
         rows = _read_csv(self.root / f"{RELEASE}-{split}_patches.csv", ["patch_fn"])
         self._names = [name for (name,) in rows]
         self.identity = _identity(release, split, self._names)
@@ -94,7 +95,7 @@ class Chesapeake:
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: int) -> Sample:
         """One patch: ``image`` uint8 [H, W, 4], ``label`` uint8 [H, W] of class ids, ``name``.
 
         NAIP is 8-bit imagery that the files hold as float32 only because all channels of an array
@@ -122,9 +123,8 @@ class Chesapeake:
         image = _as_bytes(path, np.moveaxis(channels[:BANDS], 0, -1), "NAIP, channels 0 to 3")
         return {"image": np.ascontiguousarray(image), "label": label, "name": path.stem}
 
-    def plot(self, sample: dict[str, np.ndarray | str], prediction: np.ndarray | None = None):
-        """A matplotlib figure; see the module's `plot`."""
-        return plot(sample, prediction)
+    def plot(self, sample: Sample, prediction: np.ndarray | None = None) -> "Figure":
+        return label_figure(sample, prediction, task_facts("chesapeake"))
 
 
 def _open_tiles(root: Path, size: tuple[int, int], halo: int, release: str) -> TileWindows:
@@ -134,49 +134,13 @@ def _open_tiles(root: Path, size: tuple[int, int], halo: int, release: str) -> T
         for image, label in rows
     ]
     identity = _identity(release, "test", [image for image, _ in rows])
-    return TileWindows(tiles, size, halo, BANDS, TRAIN_IDS, identity, plot)
+    tile_set = TileSet(tiles, BANDS, TRAIN_IDS, identity, task_facts("chesapeake"))
+    return TileWindows(tile_set, size, halo)
 
 
 def _identity(release: str, split: str, names: Sequence[str]) -> str:
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     return f"{release}/{split}/{digest[:12]}"
-
-
-def plot(sample: dict[str, np.ndarray | str], prediction: np.ndarray | None = None):
-    """A matplotlib figure: natural colour, false colour, ground truth and, if given, prediction.
-
-    Args:
-        sample: with ``image`` uint8 [H, W, 4] and ``label`` uint8 [H, W] of class ids.
-        prediction: class ids [H, W].
-    """
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
-
-    panels = {
-        "natural colour": sample["image"][..., :3],
-        "false colour (NIR, R, G)": sample["image"][..., [3, 0, 1]],
-        "ground truth": colorize(sample["label"]),
-    }
-    if prediction is not None:
-        panels["prediction"] = colorize(prediction)
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 4.2))
-    for ax, (title, picture) in zip(axes, panels.items(), strict=True):
-        ax.imshow(picture, interpolation="nearest")
-        ax.set_title(title)
-        ax.set_axis_off()
-    legend = [Patch(color=c / 255, label=n) for c, n in zip(COLORS, CLASS_NAMES, strict=True)]
-    figure.legend(
-        handles=[*legend, Patch(color="black", label="ignored")], loc="lower center", ncol=5
-    )
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
-    return figure
-
-
-def colorize(label: np.ndarray) -> np.ndarray:
-    """Class ids [H, W] as colours [H, W, 3]; ignored pixels are black."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(COLORS)] = COLORS
-    return table[label]
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:

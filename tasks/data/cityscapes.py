@@ -6,31 +6,20 @@ No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batc
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
+from tasks.data import IGNORED, Dataset, Sample
+from tasks.data.plots import label_figure
 from tasks.errors import InputError
+from tasks.protocol import task_facts
 
-COLORS = np.array(
-    [
-        [128, 64, 128], [244, 35, 232], [70, 70, 70], [102, 102, 156], [190, 153, 153],
-        [153, 153, 153], [250, 170, 30], [220, 220, 0], [107, 142, 35], [152, 251, 152],
-        [70, 130, 180], [220, 20, 60], [255, 0, 0], [0, 0, 142], [0, 0, 70], [0, 60, 100],
-        [0, 80, 100], [0, 0, 230], [119, 11, 32],
-    ],
-    dtype=np.uint8,
-)  # fmt: skip
-"""The dataset's own colours of the classes, RGB."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-SAMPLES = {"train": 2975, "val": 500}
-"""Images of each split."""
-
-SIZE = (1024, 2048)
-"""Height and width of every image in pixels."""
-
-IGNORED = 255
 LABEL_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 """labelId of each train id."""
 
@@ -61,7 +50,7 @@ def open_splits(
     return [Cityscapes(root, split, release) for split in splits]
 
 
-class Cityscapes:
+class Cityscapes(Dataset):
     """Street scenes of 50 cities with pixel labels.
 
     Splits: train (2,975 images), val (500), test (1,525, labels not public); cities do not overlap.
@@ -83,6 +72,7 @@ class Cityscapes:
 
     def __init__(self, root: Path | str, split: str, release: str = "cityscapes"):
         self.root, self.split = Path(root), split
+        self.class_names = task_facts("cityscapes").class_names
         images = self._files("leftImg8bit", "_leftImg8bit.png")
         labels = self._files("gtFine", "_gtFine_labelIds.png")
         if not images:
@@ -112,7 +102,7 @@ class Cityscapes:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: int) -> Sample:
         """One sample: ``image`` uint8 [H, W, 3], ``label`` uint8 [H, W] of train ids, ``name``.
 
         Raises:
@@ -135,27 +125,8 @@ class Cityscapes:
         name = image_path.name.removesuffix("_leftImg8bit.png")
         return {"image": image, "label": label, "name": name}
 
-    def plot(self, sample: dict[str, np.ndarray | str], prediction: np.ndarray | None = None):
-        """A matplotlib figure: image, ground truth and, if given, the prediction [H, W]."""
-        import matplotlib.pyplot as plt
-
-        panels = {"input": sample["image"], "ground truth": colorize(sample["label"])}
-        if prediction is not None:
-            panels["prediction"] = colorize(prediction)
-        figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 2.7))
-        for ax, (title, picture) in zip(axes, panels.items(), strict=True):
-            ax.imshow(picture, interpolation="nearest")
-            ax.set_title(title)
-            ax.set_axis_off()
-        figure.tight_layout()
-        return figure
-
-
-def colorize(label: np.ndarray) -> np.ndarray:
-    """Train ids [H, W] as the dataset's colours [H, W, 3]; ignored pixels are black."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(COLORS)] = COLORS
-    return table[label]
+    def plot(self, sample: Sample, prediction: np.ndarray | None = None) -> "Figure":
+        return label_figure(sample, prediction, task_facts("cityscapes"))
 
 
 def _read_png(path: Path, mode: str) -> np.ndarray:

@@ -10,23 +10,25 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 from pycocotools.coco import COCO
 
+from tasks.data import DetectionDataset, Sample
 from tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _KEYS = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd"),
     "categories": ("id", "name"),
 }
-
-
-SAMPLES = {"train": 117_266, "val": 5_000}
-"""Images of each split; in train those that have objects, of 118,287."""
 
 
 def open_splits(cfg: DictConfig, splits: Sequence[str], root: Path, release: str) -> list["Coco"]:
@@ -63,7 +65,7 @@ def open_splits(cfg: DictConfig, splits: Sequence[str], root: Path, release: str
     return opened
 
 
-class Coco:
+class Coco(DetectionDataset):
     """Photographs of everyday scenes with boxes and masks of the objects of 80 categories.
 
     Splits: train2017 (118,287 images, 117,266 of them with an object to train on) and val2017
@@ -133,7 +135,7 @@ class Coco:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str | int]:
+    def __getitem__(self, index: int) -> Sample:
         """One image and its K objects, crowds and boxes without extent left out.
 
         Returns:
@@ -176,39 +178,38 @@ class Coco:
                 f"decoded ({error}); unpack annotations_trainval2017.zip again"
             ) from None
 
-    def plot(self, sample: dict, prediction: dict | None = None):
+    def plot(self, sample: Sample, prediction: Sample | None = None) -> "Figure":
         """A matplotlib figure: the objects of a sample and, if given, those predicted.
 
         Args:
             prediction: ``boxes``, ``labels`` and ``masks`` as in a sample, and ``scores`` [K].
         """
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
 
         panels = {"ground truth": sample}
         if prediction is not None:
             panels["prediction"] = prediction
         height, width = sample["image"].shape[:2]
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(5 * len(panels), 5 * height / width + 0.3), squeeze=False
-        )
-        for ax, (title, objects) in zip(axes[0], panels.items(), strict=True):
-            self._draw(ax, sample["image"], objects)
+        figure = Figure(figsize=(5 * len(panels), 5 * height / width + 0.3), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for ax, (title, objects) in zip(axes, panels.items(), strict=True):
+            self._draw_objects(ax, sample["image"], objects)
             ax.set_title(title)
             ax.set_axis_off()
-        figure.tight_layout()
         return figure
 
-    def _draw(self, ax, image: np.ndarray, objects: dict) -> None:
-        import matplotlib.pyplot as plt
+    def _draw_objects(self, ax: "Axes", image: np.ndarray, objects: Sample) -> None:
+        from matplotlib import colormaps
+        from matplotlib.patches import Rectangle
 
         picture = image / 255
-        colors = plt.get_cmap("hsv")(np.linspace(0, 0.85, max(1, len(objects["labels"]))))[:, :3]
+        colors = colormaps["hsv"](np.linspace(0, 0.85, max(1, len(objects["labels"]))))[:, :3]
         for color, mask in zip(colors, objects["masks"], strict=False):
             picture[mask > 0] = 0.5 * picture[mask > 0] + 0.5 * color
         ax.imshow(picture)
         for index, (x1, y1, x2, y2) in enumerate(objects["boxes"]):
             edge = colors[index]
-            ax.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge))
+            ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge))
             text = self.class_names[int(objects["labels"][index]) - 1]
             if "scores" in objects:
                 text += f" {objects['scores'][index]:.2f}"

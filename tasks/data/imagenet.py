@@ -11,20 +11,21 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
+from tasks.data import Dataset, Sample
 from tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXTENSIONS = (".jpeg", ".jpg", ".png")
 DEVKIT = "ILSVRC2012_devkit_t12/data"
 KAGGLE = "LOC_val_solution.csv"
-
-
-SAMPLES = {"train": 1_281_167, "val": 50_000}
-"""Images of each split."""
 
 
 def open_splits(
@@ -50,7 +51,7 @@ def open_splits(
     return [ImageNet(root, split, release) for split in splits]
 
 
-class ImageNet:
+class ImageNet(Dataset):
     """Photographs of 1,000 classes of things and animals, one label each.
 
     Splits: train (1,281,167 images, 732 to 1,300 a class), val (50,000, 50 a class); the labels of
@@ -158,7 +159,7 @@ class ImageNet:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | int | str]:
+    def __getitem__(self, index: int) -> Sample:
         """One sample: ``image`` uint8 [H, W, 3], ``label`` int, ``name`` (path below the root).
 
         Raises:
@@ -169,18 +170,18 @@ class ImageNet:
         image = _read_rgb(self.root / name)
         return {"image": image, "label": int(self._labels[index]), "name": name}
 
-    def plot(self, sample: dict[str, np.ndarray | int | str], prediction: int | None = None):
+    def plot(self, sample: Sample, prediction: int | None = None) -> "Figure":
         """A matplotlib figure: the image under its class and, if given, the predicted label."""
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
 
         title = f"ground truth: {self.class_names[sample['label']]}"
         if prediction is not None:
             title += f"\nprediction: {self.class_names[prediction]}"
-        figure, ax = plt.subplots(figsize=(4, 4))
+        figure = Figure(figsize=(4, 4), layout="constrained")
+        ax = figure.subplots()
         ax.imshow(sample["image"])
         ax.set_title(title)
         ax.set_axis_off()
-        figure.tight_layout()
         return figure
 
 

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 from omegaconf import DictConfig
 
-from tasks.data.tiles import IGNORED, RandomPatches, Tile, TileWindows, class_table
+from tasks.data.tiles import RandomPatches, Tile, TileSet, TileWindows, class_table
 from tasks.errors import InputError
+from tasks.protocol import task_facts
 
 ARCHIVE = "AerialImageDataset"
 BANDS = 3
@@ -21,18 +21,12 @@ TRAIN_IDS = class_table({0: NOT_BUILDING, 255: BUILDING})
 HELD_OUT = 5
 """Tiles 1 to this of each training city are the validation split, as in the dataset's paper."""
 
-SAMPLES = {"train": 180, "test": 180}
-"""Tiles of each split."""
-
-SIZE = (5000, 5000)
-"""Height and width of every image in pixels."""
-
 _CITY_NAMES = {"sfo": "san_francisco", "tyrol-e": "east_tyrol", "tyrol-w": "west_tyrol"}
 
 
 def open_splits(
     cfg: DictConfig, splits: Sequence[str], root: Path, release: str
-) -> list["InriaPatches | InriaWindows"]:
+) -> list[RandomPatches | TileWindows]:
     """The splits of the dataset in a folder, or in its sub-folder ``AerialImageDataset``.
 
     ``train`` is a random patch of ``cfg.data.crop`` at every draw, ``val`` and ``test`` are windows
@@ -43,14 +37,15 @@ def open_splits(
     """
     folder = root / ARCHIVE if (root / ARCHIVE).is_dir() else root
     _require_folders(root, folder, splits)
-    opened = []
+    size = (int(cfg.data.crop[0]), int(cfg.data.crop[1]))
+    halo = round(cfg.task.eval_halo * cfg.data.scale)
+    opened: list[RandomPatches | TileWindows] = []
     for split in splits:
-        files = Inria(folder, split, cfg.data.holdout, release)
+        tile_set = inria_tiles(folder, split, cfg.data.holdout, release)
         if split == "train":
-            opened.append(InriaPatches(files, cfg.data.crop, cfg.data.patches_per_epoch))
+            opened.append(RandomPatches(tile_set, size, cfg.data.patches_per_epoch))
         else:
-            halo = round(cfg.task.eval_halo * cfg.data.scale)
-            opened.append(InriaWindows(files, cfg.data.crop, halo))
+            opened.append(TileWindows(tile_set, size, halo))
     return opened
 
 
@@ -72,7 +67,9 @@ def _require_folders(root: Path, folder: Path, splits: Iterable[str]) -> None:
         )
 
 
-class Inria:
+def inria_tiles(
+    folder: Path | str, split: str, holdout: bool = False, release: str = "inria"
+) -> TileSet:
     """The tiles of one split: aerial images of ten cities with the outlines of buildings.
 
     Splits: train (5 cities of 36 tiles: austin, chicago, kitsap, tyrol-w, vienna) and test (5 other
@@ -94,59 +91,38 @@ class Inria:
         holdout: whether tiles 1 to 5 of each training city are kept for val.
         release: what tells data apart whose files have the same names.
 
-    Attributes:
-        tiles: sorted by city and number; a tile's group is an index into ``groups``.
-        groups: names of the split's cities, as in the paper's Table 7.
-        identity: see `tasks.data.Dataset`.
+    Returns:
+        The tiles sorted by city and number; its groups are the split's cities, named as in the
+        paper's Table 7.
 
     Raises:
         InputError: the split is empty, a tile has no mask, a mask no tile, or a name no number.
     """
-
-    def __init__(
-        self, folder: Path | str, split: str, holdout: bool = False, release: str = "inria"
-    ):
-        if split == "val" and not holdout:
-            raise InputError(
-                "INRIA has no validation split of its own; data.holdout=true keeps tiles 1 to "
-                f"{HELD_OUT} of each training city for it"
-            )
-        folder = Path(folder) / ("test" if split == "test" else "train")
-        images, masks = _tiles_in(folder / "images"), _tiles_in(folder / "gt")
-        if split != "test" or (folder / "gt").is_dir():
-            _check_pairs(images, masks)
-        keys = sorted(images)
-        if split != "test" and holdout:
-            keys = [key for key in keys if (key[1] <= HELD_OUT) == (split == "val")]
-        if not keys:
-            wanted = f"no tile <city><n>.tif for {split} in {folder / 'images'}"
-            if holdout and images:
-                wanted += f" with n {'up to' if split == 'val' else 'above'} {HELD_OUT}"
-            raise InputError(f"{wanted}; is the archive unpacked completely?")
-        cities = sorted({city for city, _ in keys})
-        self.groups = [_CITY_NAMES.get(city, city) for city in cities]
-        self.tiles = [
-            Tile(images[key].stem, images[key], masks.get(key), cities.index(key[0]))
-            for key in keys
-        ]
-        names = "\n".join(tile.name for tile in self.tiles).encode()
-        self.identity = f"{release}/{split}/{hashlib.sha256(names).hexdigest()[:12]}"
-
-
-class InriaPatches(RandomPatches):
-    """Random patches of the tiles of `Inria`; ``groups`` are its cities."""
-
-    def __init__(self, files: Inria, size: tuple[int, int], per_epoch: int):
-        super().__init__(files.tiles, size, per_epoch, BANDS, TRAIN_IDS, files.identity, plot)
-        self.groups = files.groups
-
-
-class InriaWindows(TileWindows):
-    """Windows over the whole tiles of `Inria`; ``groups`` are its cities."""
-
-    def __init__(self, files: Inria, size: tuple[int, int], halo: int):
-        super().__init__(files.tiles, size, halo, BANDS, TRAIN_IDS, files.identity, plot)
-        self.groups = files.groups
+    if split == "val" and not holdout:
+        raise InputError(
+            "INRIA has no validation split of its own; data.holdout=true keeps tiles 1 to "
+            f"{HELD_OUT} of each training city for it"
+        )
+    folder = Path(folder) / ("test" if split == "test" else "train")
+    images, masks = _tiles_in(folder / "images"), _tiles_in(folder / "gt")
+    if split != "test" or (folder / "gt").is_dir():
+        _check_pairs(images, masks)
+    keys = sorted(images)
+    if split != "test" and holdout:
+        keys = [key for key in keys if (key[1] <= HELD_OUT) == (split == "val")]
+    if not keys:
+        wanted = f"no tile <city><n>.tif for {split} in {folder / 'images'}"
+        if holdout and images:
+            wanted += f" with n {'up to' if split == 'val' else 'above'} {HELD_OUT}"
+        raise InputError(f"{wanted}; is the archive unpacked completely?")
+    cities = sorted({city for city, _ in keys})
+    tiles = [
+        Tile(images[key].stem, images[key], masks.get(key), cities.index(key[0])) for key in keys
+    ]
+    names = "\n".join(tile.name for tile in tiles).encode()
+    identity = f"{release}/{split}/{hashlib.sha256(names).hexdigest()[:12]}"
+    groups = [_CITY_NAMES.get(city, city) for city in cities]
+    return TileSet(tiles, BANDS, TRAIN_IDS, identity, task_facts("inria"), groups)
 
 
 def _tiles_in(folder: Path) -> dict[tuple[str, int], Path]:
@@ -174,29 +150,3 @@ def _check_pairs(images: dict[tuple[str, int], Path], masks: dict[tuple[str, int
                 f"{path} has no {what}: expected {path.parents[1] / where / path.name}; unpack the "
                 "archive again"
             )
-
-
-def plot(sample: dict[str, np.ndarray | str], prediction: np.ndarray | None = None):
-    """A matplotlib figure: image, ground truth if there is any and, if given, prediction [H, W]."""
-    import matplotlib.pyplot as plt
-
-    panels = {"input": sample["image"]}
-    if (sample["label"] != IGNORED).any():
-        panels["ground truth"] = colorize(sample["label"])
-    if prediction is not None:
-        panels["prediction"] = colorize(prediction)
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4.3), squeeze=False)
-    for ax, (title, picture) in zip(axes[0], panels.items(), strict=True):
-        ax.imshow(picture, interpolation="nearest")
-        ax.set_title(title)
-        ax.set_axis_off()
-    figure.suptitle(sample["name"])
-    figure.tight_layout()
-    return figure
-
-
-def colorize(label: np.ndarray) -> np.ndarray:
-    """Classes [H, W] as colours [H, W, 3]: buildings white, the rest black, ignored pixels grey."""
-    table = np.full((256, 3), 128, dtype=np.uint8)
-    table[NOT_BUILDING], table[BUILDING] = 0, 255
-    return table[label]

@@ -35,10 +35,7 @@ class Augmented:
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         seed = stable_seed(self.seed, epoch, index)
-        if hasattr(self.dataset, "draw"):  # no fixed samples: patches at random places
-            sample = self.dataset.draw(np.random.default_rng(seed))
-        else:
-            sample = self.dataset[index]
+        sample = self.dataset.draw(index, np.random.default_rng(seed))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             sample = self.transform(to_tv_tensors(sample))
@@ -185,8 +182,8 @@ class DataModule(pl.LightningDataModule):
         return self._eval_loader(self.datasets.test)
 
     def predict_dataloader(self) -> DataLoader:
-        """The evaluation split, tile by tile."""
-        return self._eval_loader(self.datasets.eval, self.datasets.eval.windows_by_tile())
+        """The evaluation split, part by part: tile by tile where there are tiles."""
+        return self._eval_loader(self.datasets.eval, self.datasets.eval.parts())
 
     def _eval_loader(
         self, dataset: Dataset, parts: Sequence[Sequence[int]] | None = None

@@ -5,18 +5,25 @@ No torch here, and no tile is ever held whole: a 5000 x 5000 image costs the mem
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
+from tasks.data import IGNORED, Sample, TiledDataset
+from tasks.data.plots import label_figure
 from tasks.errors import InputError
+from tasks.protocol import TaskFacts
 
-IGNORED, UNKNOWN = 255, 254
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+UNKNOWN = 254
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,27 @@ class Tile:
     image: Path
     label: Path | None
     group: int = 0
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """The tiles of a split, and how they are read.
+
+    Attributes:
+        tiles: the tiles.
+        bands: number of bands of every image.
+        train_ids: label value to class id (`class_table`).
+        identity: see `tasks.data.Dataset`.
+        facts: of the task: classes and their colours.
+        groups: names of the groups (cities) of the tiles.
+    """
+
+    tiles: Sequence[Tile]
+    bands: int
+    train_ids: np.ndarray
+    identity: str
+    facts: TaskFacts
+    groups: Sequence[str] = ("all",)
 
 
 @dataclass(frozen=True)
@@ -113,7 +141,7 @@ def read(path: Path, place: Place) -> np.ndarray:
             raise InputError(f"{path} cannot be read ({error}); get the file again") from None
 
 
-def read_sample(tile: Tile, place: Place, train_ids: np.ndarray) -> dict[str, np.ndarray | str]:
+def read_sample(tile: Tile, place: Place, train_ids: np.ndarray) -> Sample:
     """``image`` uint8 [h, w, bands], ``label`` uint8 [h, w] of class ids, ``name``, ``group``.
 
     Without a label file every pixel is `IGNORED`.
@@ -134,59 +162,62 @@ def read_sample(tile: Tile, place: Place, train_ids: np.ndarray) -> dict[str, np
     return {"image": image, "label": label, "name": tile.name, "group": tile.group}
 
 
-class RandomPatches:
+class _OfTiles(TiledDataset):
+    """What patches and windows of a set of tiles have in common."""
+
+    def __init__(self, tile_set: TileSet):
+        self.tile_set, self.tiles = tile_set, list(tile_set.tiles)
+        self.identity, self.groups = tile_set.identity, tile_set.groups
+        self.class_names = tile_set.facts.class_names
+        self.labelled = all(tile.label is not None for tile in self.tiles)
+        self.tile_sizes = check_tiles(self.tiles, tile_set.bands)
+
+    def covered(self, size: tuple[int, int]) -> "TileWindows":
+        return TileWindows(self.tile_set, size, halo=0)
+
+    def plot(self, sample: Sample, prediction: np.ndarray | None = None) -> "Figure":
+        return label_figure(sample, prediction, self.tile_set.facts)
+
+
+class RandomPatches(_OfTiles):
     """Patches at random places of random tiles, another one at every draw.
 
     Args:
-        tiles: what to draw from, each tile with the same probability.
+        tile_set: what to draw from, each tile with the same probability.
         size: height and width of a patch in pixels.
         per_epoch: number of draws that count as one epoch.
-        bands: number of bands of every image.
-        train_ids: label value to class id (`class_table`).
-        identity: see `tasks.data.Dataset`.
-        plot: draws a sample.
 
     Raises:
         InputError: a tile is not as it should be, or smaller than a patch.
     """
 
-    def __init__(
-        self,
-        tiles: Sequence[Tile],
-        size: tuple[int, int],
-        per_epoch: int,
-        bands: int,
-        train_ids: np.ndarray,
-        identity: str,
-        plot: Callable | None = None,
-    ):
-        self.tiles, self.bands = list(tiles), bands
-        self.size, self.per_epoch = tuple(size), per_epoch
-        self.train_ids, self.identity, self.plot = train_ids, identity, plot
-        self.tile_sizes = check_tiles(self.tiles, bands)
+    def __init__(self, tile_set: TileSet, size: tuple[int, int], per_epoch: int):
+        super().__init__(tile_set)
+        self.size, self.per_epoch = size, per_epoch
         for tile, (height, width) in zip(self.tiles, self.tile_sizes, strict=True):
-            if height < self.size[0] or width < self.size[1]:
+            if height < size[0] or width < size[1]:
                 raise InputError(
                     f"{tile.image} is {height} x {width} pixels, smaller than a patch of "
-                    f"{self.size[0]} x {self.size[1]}: lower data.crop"
+                    f"{size[0]} x {size[1]}: lower data.crop"
                 )
 
     def __len__(self) -> int:
         return self.per_epoch
 
-    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray | str]:
-        """A sample as of `read_sample`, at a place that follows from ``rng``."""
-        index = int(rng.integers(len(self.tiles)))
-        free = [have - need for have, need in zip(self.tile_sizes[index], self.size, strict=True)]
+    def draw(self, index: int, rng: np.random.Generator) -> Sample:
+        """A sample as of `read_sample`, at a place that follows from ``rng`` alone."""
+        number = int(rng.integers(len(self.tiles)))
+        free = [have - need for have, need in zip(self.tile_sizes[number], self.size, strict=True)]
         top, left = (int(rng.integers(room + 1)) for room in free)
-        return read_sample(self.tiles[index], Place(top, left, *self.size), self.train_ids)
+        place = Place(top, left, *self.size)
+        return read_sample(self.tiles[number], place, self.tile_set.train_ids)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: int) -> Sample:
         """The draw that follows from ``index`` alone."""
-        return self.draw(np.random.default_rng(index))
+        return self.draw(index, np.random.default_rng(index))
 
 
-class TileWindows:
+class TileWindows(_OfTiles):
     """Overlapping windows that cover whole tiles; each pixel counts in exactly one of them.
 
     A network sees ``halo`` pixels around what it is scored on (less at a tile's border, where the
@@ -194,37 +225,21 @@ class TileWindows:
     over all windows is the one over the whole tiles.
 
     Args:
-        tiles: the tiles to cover.
+        tile_set: the tiles to cover.
         size: height and width of a window in pixels; a smaller tile gives smaller windows.
         halo: pixels that two neighbouring windows overlap beyond their cores, on each side.
-        bands, train_ids, identity, plot: as for `RandomPatches`.
-
-    Attributes:
-        labelled: whether every tile has labels.
 
     Raises:
         InputError: a tile is not as it should be, or the halo leaves no core.
     """
 
-    def __init__(
-        self,
-        tiles: Sequence[Tile],
-        size: tuple[int, int],
-        halo: int,
-        bands: int,
-        train_ids: np.ndarray,
-        identity: str,
-        plot: Callable | None = None,
-    ):
+    def __init__(self, tile_set: TileSet, size: tuple[int, int], halo: int):
         if 2 * halo >= min(size):
             raise InputError(
                 f"windows of {size[0]} x {size[1]} pixels with a halo of {halo} have no core: "
                 "lower task.eval_halo or raise data.crop"
             )
-        self.tiles, self.bands, self.train_ids = list(tiles), bands, train_ids
-        self.identity, self.plot = identity, plot
-        self.labelled = all(tile.label is not None for tile in self.tiles)
-        self.tile_sizes = check_tiles(self.tiles, bands)
+        super().__init__(tile_set)
         self.windows: list[tuple[int, Place, Place]] = []
         for number, (height, width) in enumerate(self.tile_sizes):
             rows, columns = cover(height, size[0], halo), cover(width, size[1], halo)
@@ -238,7 +253,7 @@ class TileWindows:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def windows_by_tile(self) -> list[list[int]]:
+    def parts(self) -> list[list[int]]:
         """The indices of every tile's windows."""
         numbers = [number for number, _, _ in self.windows]
         return [
@@ -246,10 +261,10 @@ class TileWindows:
             for _, group in itertools.groupby(enumerate(numbers), key=lambda item: item[1])
         ]
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: int) -> Sample:
         """A sample as of `read_sample`, with ``index``; `IGNORED` outside the core."""
         number, window, core = self.windows[index]
-        sample = read_sample(self.tiles[number], window, self.train_ids)
+        sample = read_sample(self.tiles[number], window, self.tile_set.train_ids)
         inside = core_of(window, core)
         label = np.full_like(sample["label"], IGNORED)
         label[inside] = sample["label"][inside]

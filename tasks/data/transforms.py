@@ -6,7 +6,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-IGNORED = 255
+from tasks.data import IGNORED
 
 
 def make_transform(cfg: DictConfig, training: bool) -> v2.Transform:

@@ -13,15 +13,16 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from tasks.data import Dataset, dataset_module, is_labelled, open_datasets
+from tasks.data import Dataset, open_datasets
 from tasks.data.loading import Augmented
+from tasks.data.plots import colorize
 from tasks.data.transforms import IGNORED, make_transform
 from tasks.errors import InputError
 from tasks.evidence.charts import NORM_COLORS
 from tasks.models import build_model, scaled_norm
 from tasks.models.checkpoint import load_weights
 from tasks.modules.segmentation import Segmentation
-from tasks.protocol import metric_title
+from tasks.protocol import metric_title, task_facts
 from tasks.runs.record import FinishedRun
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ def compare(left: FinishedRun, right: FinishedRun, count: int = 2) -> list[Compa
         InputError: the data is not there, or its labels are not public.
     """
     dataset = open_datasets(left.cfg).eval
-    if not is_labelled(dataset):
+    if not dataset.labelled:
         raise InputError("the labels of the evaluation split are not public")
-    colorize = dataset_module(left.cfg).colorize
+    facts = task_facts(left.task)
     networks = {run.label: (run, trained_network(run)) for run in (left, right)}
     comparisons = []
     for index in np.linspace(0, len(dataset) - 1, count).astype(int).tolist():
@@ -100,7 +101,7 @@ def compare(left: FinishedRun, right: FinishedRun, count: int = 2) -> list[Compa
         differ = (found[left.label] != found[right.label]) & (sample["label"] != IGNORED)
         labels = {"ground truth": sample["label"], **found}
         pictures = {"input": sample["image"][..., :3]}
-        pictures |= {title: colorize(label) for title, label in labels.items()}
+        pictures |= {title: colorize(label, facts) for title, label in labels.items()}
         comparisons.append(Comparison(pictures, densest_window(differ)))
     return comparisons
 

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from tasks.data import dataset_module
+from tasks.data.plots import colorize
 from tasks.errors import InputError
 from tasks.evidence.charts import (
     MOST_CLASSES,
@@ -37,7 +37,7 @@ from tasks.evidence.pictures import Comparison, compare
 from tasks.evidence.rows import SCALES, TITLES, Row, published_rows, reference, rows_of_table
 from tasks.evidence.statistics import Difference
 from tasks.identity import run_identity
-from tasks.protocol import metric_title
+from tasks.protocol import metric_title, task_facts
 from tasks.runs.directory import write_atomically
 from tasks.runs.record import FinishedRun
 
@@ -641,7 +641,7 @@ def data_url(picture: np.ndarray, is_photo: bool) -> str:
 def class_colors(run: FinishedRun) -> list[tuple[str, str]]:
     """The classes of a segmentation and their colours in its pictures."""
     names = list(run.cfg.task.class_names)
-    colors = dataset_module(run.cfg).colorize(np.arange(len(names), dtype=np.uint8)[None])[0]
+    colors = colorize(np.arange(len(names), dtype=np.uint8)[None], task_facts(run.task))[0]
     return [
         (name, "#" + "".join(f"{channel:02x}" for channel in color))
         for name, color in zip(names, colors.tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from tasks.data.coco import Coco
+from tasks.data import DetectionDataset
 from tasks.modules.module import TaskModule
 
 Result = dict[str, Any]  # one detection, an entry of COCO's results format
@@ -35,7 +36,7 @@ class Detection(TaskModule):
         eval_set: gives the ground truth and the category of each label.
     """
 
-    def __init__(self, model: nn.Module, cfg: DictConfig, norm: dict, eval_set: Coco):
+    def __init__(self, model: nn.Module, cfg: DictConfig, norm: dict, eval_set: DetectionDataset):
         super().__init__(model, cfg, norm)
         self.eval_set = eval_set
         self._results: list[Result] = []
@@ -61,7 +62,7 @@ class Detection(TaskModule):
 
 
 def coco_results(
-    detections: dict[str, torch.Tensor], image_id: int, category_ids: list[int]
+    detections: dict[str, torch.Tensor], image_id: int, category_ids: Sequence[int]
 ) -> list[Result]:
     """An image's detections in COCO's results format.
 

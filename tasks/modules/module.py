@@ -62,6 +62,9 @@ class TaskModule(pl.LightningModule):
             "task.optimizer.lr"
         )
 
+    def on_train_epoch_start(self) -> None:
+        self.scores = {}  # an epoch that is not evaluated has none
+
     def on_train_batch_start(self, batch: object, batch_index: int) -> None:
         # What a network draws (dropout, sampled proposals) follows from the step, so that a
         # continued run draws the same.

@@ -36,12 +36,15 @@ def write_submission(
     Returns:
         The archive's name.
     """
+    windows = data.datasets.eval
+    if not isinstance(windows, TileWindows):
+        raise TypeError("only predictions of whole tiles are submitted")
     masks = folder / (ARCHIVE + ".tmp.d")
     if trainer.is_global_zero:
         shutil.rmtree(masks, ignore_errors=True)  # left by an interrupted prediction
         masks.mkdir(parents=True)
     trainer.strategy.barrier()
-    writer = MaskWriter(data.datasets.eval, masks)
+    writer = MaskWriter(windows, masks)
     trainer.callbacks.append(writer)
     try:
         trainer.predict(module, data, return_predictions=False)

@@ -104,7 +104,6 @@ class History(pl.Callback):
         self._clock = time.monotonic()  # an epoch that is continued in its middle does not start
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        module.scores = {}
         self._clock = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tasks.config import as_group_choice, explain
 from tasks.errors import Busy, InputError, say
-from tasks.protocol import PRIMARY
+from tasks.protocol import task_facts
 from tasks.runs.directory import Run, is_first_process, write_atomically
 
 OK, FAILED, MEND, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
@@ -96,7 +96,7 @@ def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
         if run is not None:
             ending.status = "skipped" if run.was_finished else "finished"
             ending.directory = str(run.directory)
-            metric = PRIMARY[cfg.task.name]
+            metric = task_facts(cfg.task.name).primary
             score = run.result["metrics"].get(metric) if is_first_process() else None
             ending.note = "" if score is None else f"{metric} {score:.2f}"
     except InputError as error:

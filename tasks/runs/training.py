@@ -18,14 +18,14 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lcn import audit
-from tasks.data import Dataset, Datasets, is_labelled
+from tasks.data import Dataset, Datasets, DetectionDataset
 from tasks.data.loading import DataModule
 from tasks.errors import InputError
 from tasks.identity import git_commit, versions
 from tasks.models import scaled_norm
 from tasks.models.checkpoint import check_complete, load_weights
 from tasks.modules.module import TaskModule
-from tasks.protocol import METRICS, PRIMARY, learning_rate, norm_label, paper_row, protocol_batch
+from tasks.protocol import learning_rate, norm_label, paper_row, protocol_batch, task_facts
 from tasks.runs.callbacks import AtomicCheckpoints, Checkpoints, History, ProgressLine
 from tasks.runs.directory import Run, write_atomically
 from tasks.runs.loggers import Dashboard, make_loggers
@@ -49,27 +49,30 @@ def make_module(cfg: DictConfig, model: nn.Module, eval_set: Dataset) -> TaskMod
     if cfg.task.kind == "segmentation":
         from tasks.modules.segmentation import Segmentation
 
-        return Segmentation(model, cfg, norm, getattr(eval_set, "groups", ("all",)))
+        return Segmentation(model, cfg, norm, eval_set.groups)
     if cfg.task.kind == "classification":
         from tasks.modules.classification import Classification
 
         return Classification(model, cfg, norm)
     from tasks.modules.detection import Detection
 
+    if not isinstance(eval_set, DetectionDataset):
+        raise TypeError(f"task={cfg.task.name}: its dataset is no tasks.data.DetectionDataset")
     return Detection(model, cfg, norm, eval_set)
 
 
 def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trainer, History]:
     """Lightning's trainer for a run, and the history that it fills."""
     quiet_lightning()
-    history = History(run.directory / "metrics.csv", PRIMARY[cfg.task.name], run.total_batch)
+    primary = task_facts(cfg.task.name).primary
+    history = History(run.directory / "metrics.csv", primary, run.total_batch)
     loggers = make_loggers(cfg, run)
     callbacks = [history]
     if loggers:
         callbacks += [Dashboard(cfg, run, history, datasets.eval), LearningRateMonitor("step")]
     callbacks.append(Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes))
     if cfg.trainer.progress_bar:
-        callbacks.append(ProgressLine(PRIMARY[cfg.task.name]))
+        callbacks.append(ProgressLine(primary))
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     trainer = _lightning_trainer(
         accelerator=settings["accelerator"],
@@ -83,7 +86,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
         enable_progress_bar=settings["progress_bar"],
         enable_checkpointing=False,  # tasks.runs.callbacks.Checkpoints does it
         check_val_every_n_epoch=cfg.data.eval_every,
-        limit_val_batches=None if is_labelled(datasets.eval) else 0,
+        limit_val_batches=None if datasets.eval.labelled else 0,
         callbacks=callbacks,
         logger=loggers,
         log_every_n_steps=(cfg.get("logger") or {}).get("every_n_steps"),
@@ -252,7 +255,8 @@ def make_result(
     norm = OmegaConf.to_container(cfg.norm)
     if "window" in norm:
         norm["window_used"] = scaled_norm(cfg)["window"]
-    names = METRICS[cfg.task.name] or list(outcome.scores)
+    facts = task_facts(cfg.task.name)
+    names = list(outcome.scores) if facts.metrics_by_group else facts.metrics
     return {
         "status": "finished",
         "experiment": HydraConfig.get().runtime.choices.get("experiment"),
