@@ -5,12 +5,13 @@ import copy
 import pytest
 from omegaconf import OmegaConf
 
-from tasks.config import check_config, compose, options
+from tasks.config import compose, options
 from tasks.data import dataset_module
 from tasks.errors import InputError
 from tasks.evidence.rows import published_rows
 from tasks.identity import run_identity
 from tasks.protocol import task_facts
+from tasks.schema import check_config
 
 
 @pytest.mark.parametrize("task", options("task"))
@@ -64,5 +65,5 @@ def test_tiles_are_held_out_only_where_the_task_has_a_split_for_them(task, holdo
     if is_possible:
         check_config(cfg)
     else:
-        with pytest.raises(InputError, match=rf"data.holdout=\w+: must be .*with task={task}"):
+        with pytest.raises(InputError, match=r"data.holdout=\w+: must be"):
             check_config(cfg)
