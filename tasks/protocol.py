@@ -135,7 +135,7 @@ def paper_row(cfg: DictConfig) -> dict | None:
     found = {
         path.stem: experiment["paper"]
         for path in sorted((CONFIGS / "experiment").glob("*.yaml"))
-        if (experiment := read_experiment(path))["identity"] == wanted
+        if (experiment := read_experiment(path))["identity"] == wanted and experiment["paper"]
     }
     if not found:
         return None
@@ -147,7 +147,10 @@ def paper_row(cfg: DictConfig) -> dict | None:
 
 
 def read_experiment(path: Path) -> dict:
-    """An experiment file's ``identity`` (task, model, canonical norm) and ``paper`` row."""
+    """An experiment file's ``identity`` (task, model, canonical norm) and ``paper`` row.
+
+    ``paper`` is None for a row of our own, which the paper does not have.
+    """
     raw = OmegaConf.to_container(OmegaConf.load(path))
     chosen = {
         key.removeprefix("override /"): option
@@ -158,7 +161,7 @@ def read_experiment(path: Path) -> dict:
     norm = OmegaConf.to_container(OmegaConf.merge(norm, raw.get("norm", {})))
     return {
         "identity": (chosen["task"], chosen["task/model"], canonical_norm(norm)),
-        "paper": raw["paper"],
+        "paper": raw.get("paper"),
     }
 
 

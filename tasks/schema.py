@@ -149,6 +149,7 @@ RULES: dict[str, Rule] = {
     "task.schedule.warmup": SHARE,
     "task.schedule.warmup_from": SHARE,
     "task.class_weights": optional(list_of(number(0))),
+    "task.eval_every": COUNT,
     "task.eval_split": TEXT,
     "task.eval_splits": list_of(TEXT),
     "task.holdout_split": optional(TEXT),
@@ -240,6 +241,10 @@ def check_config(cfg: DictConfig) -> None:
     """Raises InputError naming the key, its value and what is allowed."""
     seen = set()
     try:
+        if cfg.data.name == "mini" and cfg.task.get("mini") is None:
+            raise InputError(
+                f"data=mini: task={cfg.task.name} has no miniature; leave data=mini out"
+            )
         for key, value in _leaves(cfg, ""):
             seen.add(key)
             rule = RULES.get(key) or RULES.get(f"{key.rpartition('.')[0]}.*")

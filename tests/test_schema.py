@@ -45,7 +45,7 @@ TAKES = {
     "true null": "logger.offline",
     "one huge": "data.batch_size data.epochs data.eval_batch_size data.eval_every data.total_batch "
     "logger.every_n_steps norm.c_group norm.groups paper.table task.devices task.epochs "
-    "task.median_epochs task.mini.eval_every task.mini.patches_per_epoch task.model.batch_size "
+    "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch task.model.batch_size "
     "task.model.convolutions task.model.mini.batch_size task.model.mini.epochs "
     "trainer.max_epochs trainer.num_nodes",
     "one huge null": "data.patches_per_epoch data.steps task.num_classes task.outputs "
@@ -72,8 +72,10 @@ TAKES = {
     "null": "logger paper",
     "word empty zero one half many huge negative true nan infinite": "paper.row.*",
 }
+MINIATURES = ("cityscapes", "coco", "imagenet", "inria", "chesapeake")
 COMPOSITIONS = [
-    *([f"task={task}", f"data={data}"] for task in options("task") for data in options("data")),
+    *([f"task={task}"] for task in options("task")),
+    *([f"task={task}", "data=mini"] for task in MINIATURES),
     *([f"norm={norm}"] for norm in options("norm")),
     *([f"trainer={trainer}"] for trainer in options("trainer")),
     ["logger=[wandb,tensorboard]", "experiment=table7_lcn"],

@@ -104,7 +104,7 @@ def test_rows_are_the_paper_s_in_its_order():
         for table in range(1, 9)
         for line in csv.DictReader((ROOT / f"results/paper/table{table}.csv").open())
     ]
-    assert set(published_rows()) == set(options("experiment"))
+    assert set(published_rows()) == {n for n in options("experiment") if n.startswith("table")}
     as_text = [
         {k: f"{v:.2f}" if isinstance(v, float) else v for k, v in row.items()} for row in found
     ]

@@ -64,6 +64,8 @@ def published_rows() -> dict[str, Row]:
     experiments = {}
     for name in options("experiment"):
         experiment = read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
+        if experiment["paper"] is None:
+            continue
         published = published_row(**experiment["paper"])
         row = Row(name, *experiment["identity"], published)
         experiments[tuple(published.items())] = row
