@@ -20,7 +20,7 @@ WITHOUT_TORCH = (
     "train", "tasks.config", "tasks.schema", "tasks.protocol", "tasks.identity",
     "tasks.runs.launch", "tasks.runs.directory", "tasks.runs.record", "tasks.data",
     "tasks.data.cityscapes", "tasks.data.coco", "tasks.data.imagenet", "tasks.data.inria",
-    "tasks.data.chesapeake", "tasks.data.tiles", "tasks.miniatures.cityscapes",
+    "tasks.data.chesapeake", "tasks.data.camvid", "tasks.data.tiles", "tasks.miniatures.cityscapes",
     "tasks.evidence.rows",
 )  # fmt: skip
 MINIATURES_IN_DATA = "tasks/data/__init__.py"

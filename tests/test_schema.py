@@ -45,9 +45,9 @@ TAKES = {
     "true null": "logger.offline",
     "one huge": "data.batch_size data.epochs data.eval_batch_size data.eval_every data.total_batch "
     "logger.every_n_steps norm.c_group norm.groups paper.table task.devices task.epochs "
-    "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch task.model.batch_size "
-    "task.model.convolutions task.model.mini.batch_size task.model.mini.epochs "
-    "trainer.max_epochs trainer.num_nodes",
+    "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch "
+    "task.model.batch_size task.model.convolutions task.model.mini.batch_size "
+    "task.model.mini.epochs trainer.max_epochs trainer.num_nodes",
     "one huge null": "data.patches_per_epoch data.steps task.num_classes task.outputs "
     "task.patches_per_epoch task.steps trainer.max_steps",
     "one huge null numbers": "data.resize task.resize",

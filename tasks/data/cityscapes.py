@@ -109,8 +109,8 @@ class Cityscapes(Dataset):
             InputError: a file cannot be read, the sizes differ, or a label id is unknown.
         """
         image_path, label_path = self._samples[index]
-        image = _read_png(image_path, "RGB")
-        label_ids = _read_png(label_path, "L")
+        image = read_png(image_path, "RGB")
+        label_ids = read_png(label_path, "L")
         if image.shape[:2] != label_ids.shape:
             raise InputError(
                 f"{label_path} is {_size(label_ids)} but its image is {_size(image)} (height x "
@@ -129,7 +129,12 @@ class Cityscapes(Dataset):
         return label_figure(sample, prediction, task_facts("cityscapes"))
 
 
-def _read_png(path: Path, mode: str) -> np.ndarray:
+def read_png(path: Path, mode: str) -> np.ndarray:
+    """A picture as uint8 [H, W, 3] (mode ``RGB``) or a file of labels as uint8 [H, W] (``L``).
+
+    Raises:
+        InputError: the file cannot be read or is of another mode.
+    """
     try:
         with Image.open(path) as picture:
             picture.load()
