@@ -112,7 +112,7 @@ def test_scale_covers_its_range_evenly():
     assert (np.abs(counts - 400) < 80).all()
 
 
-def test_evaluation_keeps_the_whole_image_and_normalises_it(tiny_cityscapes):
+def test_evaluation_keeps_the_whole_image_and_normalizes_it(tiny_cityscapes):
     cfg = settings()
     dataset = Cityscapes(tiny_cityscapes, "val")
     sample = Augmented(dataset, make_transform(cfg, False), 0)[0, 1]

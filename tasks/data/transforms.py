@@ -1,4 +1,4 @@
-"""Augmentation and normalisation of each kind of task, as torchvision v2 transforms of samples."""
+"""Augmentation and normalization of each kind of task, as torchvision v2 transforms of samples."""
 
 import torch
 from omegaconf import DictConfig
@@ -10,7 +10,7 @@ from tasks.data import IGNORED
 
 
 def make_transform(cfg: DictConfig, training: bool) -> v2.Transform:
-    """What is done to a sample: augmentation if it is for training, then normalisation.
+    """What is done to a sample: augmentation if it is for training, then normalization.
 
     In: a dict whose ``image`` is a uint8 `tv_tensors.Image` and whose other tensors are of
     `tv_tensors` where they move with the image. Out: the image is float32, a label map int64.
@@ -22,10 +22,10 @@ def make_transform(cfg: DictConfig, training: bool) -> v2.Transform:
     }[cfg.task.kind](cfg, training)
     label = torch.int64 if cfg.task.kind == "segmentation" else None
     types = {tv_tensors.Image: torch.float32, tv_tensors.Mask: label, "others": None}
-    return v2.Compose([*steps, v2.ToDtype(types, scale=True), *_normalisation(cfg)])
+    return v2.Compose([*steps, v2.ToDtype(types, scale=True), *_normalization(cfg)])
 
 
-def _normalisation(cfg: DictConfig) -> list[v2.Transform]:
+def _normalization(cfg: DictConfig) -> list[v2.Transform]:
     if cfg.task.mean is None:
         return []
     return [v2.Normalize(list(cfg.task.mean), list(cfg.task.std))]
@@ -60,7 +60,7 @@ class RandomScaleCrop(v2.Transform):
     """Scales by a random factor, pads at the right and bottom to the crop, then crops at random.
 
     As the cited HRNet code does: bilinear without antialiasing for the image, nearest for the
-    label, padding with 0 before normalisation for the image and with 255 for the label. The factor
+    label, padding with 0 before normalization for the image and with 255 for the label. The factor
     is uniform (there: steps of 0.1).
 
     Args:
