@@ -6,6 +6,7 @@ One table, `RULES`, has a line for each key. Nothing here imports torch.
 import difflib
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -304,6 +305,11 @@ def _check_together(cfg: DictConfig) -> None:
         raise InputError(f"data.holdout={data.holdout}: must be false with task={task.name}")
     if cfg.mode == "test" and cfg.checkpoint is None:
         raise InputError("mode=test needs checkpoint=path/to/last.ckpt")
+    weights = {"checkpoint": cfg.checkpoint, "task.model.pretrained": task.model.get("pretrained")}
+    weights["task.backbone_checkpoint"] = task.get("backbone_checkpoint")
+    for key, path in weights.items():  # before a miniature is generated
+        if path is not None and not Path(path).expanduser().is_file():
+            raise InputError(f"{key}={path}: there is no such file")
     bands = len(task.bands)
     if (task.mean is None) != (task.std is None):
         raise InputError("task.mean and task.std: set both, or null both")

@@ -120,6 +120,8 @@ WRONG = {
     "+trainer.limit_train_batches=1": "trainer.limit_train_batches: no such key; did you mean",
     "+task.optimizer.betas=[0.9,0.9]": "task.optimizer.betas: no such key",
     "data.crop=${nowhere}": "data.crop",
+    "checkpoint=nowhere.ckpt": "checkpoint=nowhere.ckpt: there is no such file",
+    "task.model.pretrained=nowhere.pth": "task.model.pretrained=nowhere.pth: there is no such file",
     "data.eval_split=test": "data.eval_split=test: must be train or val",
     "data.holdout=true": "data.holdout=True: must be false with task=cityscapes",
 }
