@@ -268,6 +268,55 @@ class Checkpoints(pl.Callback):
         self._before = {}
 
 
+class StopsAtOnce(pl.Callback):
+    """Answers SIGTERM and Ctrl-C while a network is evaluated or predicts outside of a training.
+
+    Nothing is lost then: Lightning's own handler of SIGTERM only takes note of it, for a training.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}  # handlers
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._begin()
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._begin()
+
+    def on_predict_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._begin()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._end()
+
+    def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._end()
+
+    def on_predict_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._end()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, _: Any) -> None:
+        self._end()
+
+    def _begin(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in self.SIGNALS}
+            for number in self.SIGNALS:
+                signal.signal(number, self._stop)
+
+    @staticmethod
+    def _stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def _end(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name and renames it: the previous one is never lost."""
 

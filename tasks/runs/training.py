@@ -26,7 +26,13 @@ from tasks.models import scaled_norm
 from tasks.models.checkpoint import check_complete, load_weights
 from tasks.modules.module import TaskModule
 from tasks.protocol import learning_rate, norm_label, paper_row, protocol_batch, task_facts
-from tasks.runs.callbacks import AtomicCheckpoints, Checkpoints, History, ProgressLine
+from tasks.runs.callbacks import (
+    AtomicCheckpoints,
+    Checkpoints,
+    History,
+    ProgressLine,
+    StopsAtOnce,
+)
 from tasks.runs.directory import Run, write_atomically
 from tasks.runs.loggers import Dashboard, make_loggers
 
@@ -71,6 +77,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
     if loggers:
         callbacks += [Dashboard(cfg, run, history, datasets.eval), LearningRateMonitor("step")]
     callbacks.append(Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes))
+    callbacks.append(StopsAtOnce())
     if cfg.trainer.progress_bar:
         callbacks.append(ProgressLine(primary))
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
@@ -346,6 +353,8 @@ def evaluator(cfg: DictConfig) -> pl.Trainer:
         devices=cfg.trainer.devices,
         precision=cfg.trainer.precision,
         logger=False,
+        callbacks=[StopsAtOnce()],
+        enable_checkpointing=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
