@@ -11,40 +11,44 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tasks.errors import InputError
+from tasks.errors import InputError, say
 from tasks.evidence.gather import gather
 from tasks.evidence.pictures import learning_curves, side_by_side
-from tasks.evidence.report import Section, make_sections, write_report
+from tasks.evidence.report import write_report
+from tasks.evidence.sections import Section, make_sections
 from tasks.runs.record import FinishedRun, finished_runs
 
 COLUMNS = 4  # metrics that a table shows side by side
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs"
     )
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write into")
     arguments = parser.parse_args()
     page = arguments.out / "report.html"
+    runs, damaged = finished_runs(arguments.runs)
+    for reason in damaged.values():
+        say(f"left out: {reason}")
+    places = ", ".join(map(str, arguments.runs))
     try:
-        runs = finished_runs(arguments.runs)
-        evidence = gather(arguments.runs)
+        if not runs:
+            raise InputError(f"no finished run (result.json) below {places}")
+        evidence = gather(runs)
         sections = make_sections(runs, evidence)
         for section in sections:
             alone = len(sections) == 1
             show(section, arguments.out if alone else arguments.out / section.slug)
         write_report(sections, evidence, page)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)
     except OSError as error:  # of writing: what cannot be read is an InputError
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        say(f"error: {error.strerror}: {error.filename}")
         sys.exit(2)
-    print(f"{'runs:':17} {', '.join(str(place) for place in arguments.runs)}")
+    print(f"{'runs:':17} {places}")
     print(f"{'report:':17} {page}")
 
 
@@ -68,8 +72,8 @@ def show(section: Section, folder: Path) -> None:
 
 def print_table(runs: list[FinishedRun]) -> None:
     """A line per run and metric group: ours, and the published row where there is one."""
-    names = list(dict.fromkeys(name for run in runs for name in run.result["metrics"]))
-    ours = "miniature" if runs[0].result["data"] == "mini" else runs[0].result["data"]
+    names = list(dict.fromkeys(name for run in runs for name in run.scores))
+    ours = "miniature" if runs[0].data == "mini" else runs[0].data
     for start in range(0, len(names), COLUMNS):
         part = names[start : start + COLUMNS]
         column = 2 + max(9, *map(len, part))
@@ -78,9 +82,9 @@ def print_table(runs: list[FinishedRun]) -> None:
         header = "".join(f"{name:>{column}}" for name in part)
         print(f"{'model':22}{'norm':10}{header}   {header}")
         for run in runs:
-            rows = (run.result["metrics"], run.result.get("paper") or {})
+            rows = (run.scores, run.result["paper"] or {})
             cells = ("".join(_cell(row.get(name), column) for name in part) for row in rows)
-            print(f"{run.result['model']:22}{run.label:10}{'   '.join(cells)}")
+            print(f"{run.model:22}{run.label:10}{'   '.join(cells)}")
 
 
 def _cell(value: float | None, width: int) -> str:

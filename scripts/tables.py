@@ -10,25 +10,27 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tasks.errors import InputError
+from tasks.errors import InputError, say
 from tasks.evidence.claims import claims_text
 from tasks.evidence.gather import gather
 from tasks.evidence.tables import write_tables
+from tasks.runs.record import finished_runs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs"
     )
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder to write into")
     arguments = parser.parse_args()
+    runs, damaged = finished_runs(arguments.runs)
+    for reason in damaged.values():
+        say(f"left out: {reason}")
+    evidence = gather(runs)
+    for line in sorted(f"{place}: {reason}" for place, reason in evidence.left_out.items()):
+        print(f"left out: {line}")
     try:
-        evidence = gather(arguments.runs)
-        for line in evidence.left_out:
-            print(f"left out: {line}")
         if evidence.is_empty:
             places = ", ".join(map(str, arguments.runs))
             raise InputError(
@@ -37,7 +39,7 @@ def main() -> None:
             )
         written = write_tables(evidence, arguments.out)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)
     print(claims_text(evidence))
     for path in written:

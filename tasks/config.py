@@ -4,6 +4,7 @@ Nothing here imports torch, so that a mistake is answered at once.
 """
 
 import contextlib
+import copy
 import difflib
 import re
 import shlex
@@ -152,3 +153,10 @@ def _compose(overrides: list[str]) -> DictConfig:
         return hydra.compose("train", overrides)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose("train", overrides)
+
+
+def plain(node: DictConfig | dict) -> dict:
+    """A part of a configuration as dicts and lists of its own, with every value resolved."""
+    if isinstance(node, dict):
+        return copy.deepcopy(node)
+    return OmegaConf.to_container(node, resolve=True)

@@ -9,9 +9,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from tasks.config import ROOT
+from tasks.config import ROOT, plain
 from tasks.protocol import canonical_norm, learning_rate
 
 SETTLED_ELSEWHERE = (
@@ -21,9 +21,9 @@ SETTLED_ELSEWHERE = (
 """Keys of a task that reach a run through `data`, `trainer` or the learning rate."""
 
 
-def run_identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
+def run_identity(cfg: DictConfig | dict, dataset: str, total_batch: int) -> dict:
     """What decides a run's result, and therefore names its directory."""
-    task = OmegaConf.to_container(cfg.task, resolve=True)
+    task = plain(cfg["task"])
     task["optimizer"]["lr"] = learning_rate(cfg, total_batch)
     for key in (*SETTLED_ELSEWHERE, "facts"):
         task.pop(key, None)
@@ -33,7 +33,7 @@ def run_identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
     for settings, key in ((model, "pretrained"), (task, "backbone_checkpoint")):
         if key in settings:
             settings[key] = file_digest(settings[key])
-    data = OmegaConf.to_container(cfg.data, resolve=True)
+    data = plain(cfg["data"])
     for key in (
         "root",
         "batch_size",
@@ -47,18 +47,18 @@ def run_identity(cfg: DictConfig, dataset: str, total_batch: int) -> dict:
         data.pop(key)
     identity = {
         "task": task,
-        "norm": canonical_norm(OmegaConf.to_container(cfg.norm)),
+        "norm": canonical_norm(plain(cfg["norm"])),
         "data": data,
         "dataset": dataset,
         "total_batch": total_batch,
-        "seed": cfg.seed,
-        "checkpoint": file_digest(cfg.checkpoint),
-        "epochs": cfg.trainer.max_epochs,
-        "steps": cfg.trainer.max_steps,
-        "precision": cfg.trainer.precision,
+        "seed": cfg["seed"],
+        "checkpoint": file_digest(cfg["checkpoint"]),
+        "epochs": cfg["trainer"]["max_epochs"],
+        "steps": cfg["trainer"]["max_steps"],
+        "precision": cfg["trainer"]["precision"],
     }
-    if cfg.norm.name == "bn":  # its statistics are those of one device's images
-        identity["batch_per_device"] = cfg.data.batch_size
+    if cfg["norm"]["name"] == "bn":  # its statistics are those of one device's images
+        identity["batch_per_device"] = cfg["data"]["batch_size"]
     return identity
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.config import CONFIGS, ROOT, options
+from tasks.config import CONFIGS, ROOT, options, plain
 from tasks.errors import InputError
 
 
@@ -65,23 +65,16 @@ def task_facts(name: str) -> TaskFacts:
     return TaskFacts(**facts)
 
 
-# For code that is not yet moved to task_facts.
-PRIMARY = {name: task_facts(name).primary for name in options("task")}
-METRICS = {
-    name: None if task_facts(name).metrics_by_group else task_facts(name).metrics
-    for name in options("task")
-}
-
-
-def protocol_batch(task: DictConfig) -> int:
+def protocol_batch(task: DictConfig | dict) -> int:
     """The total batch that the protocol's learning rate belongs to."""
-    return task.devices * task.model.batch_size
+    return task["devices"] * task["model"]["batch_size"]
 
 
-def learning_rate(cfg: DictConfig, total_batch: int) -> float:
+def learning_rate(cfg: DictConfig | dict, total_batch: int) -> float:
     """The rate to start from: the protocol's, in proportion to the total batch if so configured."""
-    factor = total_batch / protocol_batch(cfg.task) if cfg.task.scale_lr else 1.0
-    return cfg.task.optimizer.lr * factor * cfg.data.lr_factor
+    task = cfg["task"]
+    factor = total_batch / protocol_batch(task) if task["scale_lr"] else 1.0
+    return task["optimizer"]["lr"] * factor * cfg["data"]["lr_factor"]
 
 
 def canonical_norm(norm: dict) -> dict:
@@ -165,9 +158,9 @@ def read_experiment(path: Path) -> dict:
     }
 
 
-def norm_label(norm: DictConfig) -> str:
+def norm_label(norm: DictConfig | dict) -> str:
     """A short name for a norm: ``bn``, ``gn_g16``, ``lcn_c2_w227``, ``lcn_c2_w31x63``."""
-    norm = canonical_norm(OmegaConf.to_container(norm))
+    norm = canonical_norm(norm if isinstance(norm, dict) else plain(norm))
     parts = [norm["name"]]
     if "groups" in norm:
         parts.append(f"g{norm['groups']}")

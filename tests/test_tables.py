@@ -86,12 +86,12 @@ def test_paired_interval_of_student_s_sleep_data():
     gained = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
     found = paired_difference(gained)
     assert (found.n, found.mean) == (10, pytest.approx(1.58))
-    assert (found.low, found.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+    assert found.interval == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
 
 
 def test_one_seed_has_no_interval():
     found = paired_difference([1.25])
-    assert (found.n, found.mean, found.low, found.high) == (1, 1.25, None, None)
+    assert (found.n, found.mean, found.interval) == (1, 1.25, None)
 
 
 def test_rows_are_the_paper_s_in_its_order():

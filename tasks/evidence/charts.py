@@ -31,11 +31,11 @@ class Series:
 
     @property
     def norm(self) -> str:
-        return self.runs[0].cfg.norm.name
+        return self.runs[0].norm
 
     @property
     def model(self) -> str:
-        return self.runs[0].result["model"]
+        return self.runs[0].model
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,16 @@ MOST_MARKERS = 60  # points of a line beyond which markers would hide it
 MOST_CLASSES = 20  # that a chart of bars shows
 
 
+def norm_color(norm: str) -> str:
+    """A norm's colour; grey of one that has none."""
+    return NORM_COLORS.get(norm, "#6b7280")
+
+
 def styles(series: Sequence[Series]) -> dict[str, Style]:
     """By label: a norm's colour; its variants differ in shade, dash and marker."""
     found = {}
-    for norm, color in NORM_COLORS.items():
-        variants = [s.label for s in series if s.norm == norm]
+    for norm in dict.fromkeys([*NORM_COLORS, *(s.norm for s in series)]):
+        color, variants = norm_color(norm), [s.label for s in series if s.norm == norm]
         shades = np.linspace(-0.5, 0.5, len(variants)) if len(variants) > 1 else [0.0]
         for number, label in enumerate(variants):
             dash = DASHES[number % len(DASHES)]
@@ -102,8 +107,9 @@ def curves_chart(series: Sequence[Series], primary: str) -> "go.Figure":
         2, 1, shared_xaxes=True, vertical_spacing=0.1, subplot_titles=list(panels.values())
     )
     figure.update_annotations(x=0, xanchor="left", font_size=14)
+    found = styles(series)
     for s in series:
-        style = styles(series)[s.label]
+        style = found[s.label]
         for row, (column, digits) in enumerate(zip(panels, (4, 2), strict=True), start=1):
             points = over_seeds([run.curve(column) for run in s.runs])
             if not points:
@@ -147,36 +153,36 @@ def bars_chart(
 
     table = {s.label: [values(run) for run in s.runs] for s in series}
     names = list(dict.fromkeys(name for runs in table.values() for run in runs for name in run))
-    means, ranges = {}, {}
-    for label, runs in table.items():
-        for name in names:
-            found = [run[name] for run in runs if run.get(name) is not None]
-            means[label, name] = statistics.fmean(found) if found else None
-            ranges[label, name] = (min(found), max(found)) if found else None
+    found = {
+        (label, name): [value for run in runs if (value := run.get(name)) is not None]
+        for label, runs in table.items()
+        for name in names
+    }
+    means = {place: statistics.fmean(values) for place, values in found.items() if values}
 
     def spread(name: str) -> float:
-        found = [means[label, name] for label in table if means[label, name] is not None]
-        return max(found) - min(found) if found else 0.0
+        scores = [means[label, name] for label in table if (label, name) in means]
+        return max(scores) - min(scores) if scores else 0.0
 
     shown = names
     if len(names) > MOST_CLASSES:
         shown = sorted(names, key=spread, reverse=True)[:MOST_CLASSES]
     figure = go.Figure()
+    dressed = styles(series)
     for s in series:
-        style = styles(series)[s.label]
-        x = [means[s.label, name] for name in shown]
-        ends = [ranges[s.label, name] for name in shown]
+        style = dressed[s.label]
+        places = [(s.label, name) for name in shown]
         error = None
         if len(s.runs) > 1:
             error = {
-                "array": [e and e[1] - m for m, e in zip(x, ends, strict=True)],
-                "arrayminus": [e and m - e[0] for m, e in zip(x, ends, strict=True)],
+                "array": [max(found[p]) - means[p] if p in means else None for p in places],
+                "arrayminus": [means[p] - min(found[p]) if p in means else None for p in places],
                 "symmetric": False, "thickness": 1, "width": 2, "color": TEXT,
             }  # fmt: skip
         figure.add_bar(
-            x=x, y=[html.escape(name) for name in shown], orientation="h", error_x=error,
-            name=html.escape(s.label), marker={"color": style.color},
-            hovertemplate="%{y}: %{x:.2f}",
+            x=[means.get(place) for place in places], y=[html.escape(name) for name in shown],
+            orientation="h", error_x=error, name=html.escape(s.label),
+            marker={"color": style.color}, hovertemplate="%{y}: %{x:.2f}",
         )  # fmt: skip
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     figure.update_xaxes(title_text=title, rangemode="tozero")
@@ -220,7 +226,7 @@ def sensitivity_chart(
     ]
     figure.add_scatter(
         x=place, y=[point.ours for point in points], name="ours", mode="lines+markers",
-        line={"color": NORM_COLORS[norm], "width": 2}, marker={"size": 9},
+        line={"color": norm_color(norm), "width": 2}, marker={"size": 9},
         error_y={"array": reach, "thickness": 1.5, "width": 5}, text=texts,
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip

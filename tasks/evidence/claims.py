@@ -154,9 +154,9 @@ def _mean_of(labels: list[str]) -> str:
 
 
 def _outcome(difference: Difference | None, margin: float | None, less_is_better: bool) -> str:
-    if difference is None or difference.low is None:
+    if difference is None or difference.interval is None:
         return CANNOT_TELL
-    low, high = difference.low, difference.high
+    low, high = difference.interval
     if margin is not None:
         if -margin <= low and high <= margin:
             return HOLDS

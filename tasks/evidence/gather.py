@@ -1,37 +1,40 @@
 """Which runs count as evidence of a published row."""
 
 import functools
-import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from tasks.config import compose
-from tasks.errors import InputError
+from tasks.config import compose, plain
 from tasks.evidence.rows import SCALES, Row, published_rows
 from tasks.identity import run_identity
 from tasks.protocol import canonical_norm, norm_label
+from tasks.runs.record import FinishedRun, flattened
 
 OF_THE_DATASET = ("task.num_classes", "task.class_names", "task.outputs")
 """Settings that a run takes from the dataset it opens where its task leaves them null."""
 
+DECISIVE = ("task", "norm", "data", "trainer", "seed", "checkpoint")
+"""The parts of a configuration that decide a result."""
+
 
 @dataclass
 class Evidence:
-    """The runs that count: ``runs[scale][experiment][seed]`` is a run's ``result.json``.
+    """The runs that count, as ``runs[scale][experiment][seed]``.
 
-    Rows that are the same experiment share their runs. ``left_out`` says in a line each which runs
-    do not count, and why.
+    Rows that are the same experiment share their runs. ``left_out`` says of the directory of each
+    run that does not count why.
     """
 
-    runs: dict[str, dict[str, dict[int, dict]]] = field(
+    runs: dict[str, dict[str, dict[int, FinishedRun]]] = field(
         default_factory=lambda: {scale: {} for scale in SCALES}
     )
-    left_out: list[str] = field(default_factory=list)
+    left_out: dict[Path, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -40,111 +43,80 @@ class Evidence:
     def scores(self, scale: str, row: Row, metric: str) -> dict[int, float]:
         """The metric in percent by seed; empty for a row that was not run."""
         runs = self.runs[scale].get(row.experiment, {})
-        return {seed: runs[seed]["metrics"][metric] for seed in sorted(runs)}
+        return {seed: runs[seed].scores[metric] for seed in sorted(runs)}
 
-    def distinct(self, scale: str) -> list[dict]:
+    def distinct(self, scale: str) -> list[FinishedRun]:
         """Every run of a scale once, also if several rows take it."""
         of_rows = self.runs[scale].values()
-        return list({id(run): run for runs in of_rows for run in runs.values()}.values())
+        return list({run.directory: run for runs in of_rows for run in runs.values()}.values())
 
 
-def gather(places: list[Path]) -> Evidence:
-    """The finished runs in and below the folders that follow the settings of a published row.
+def gather(runs: Iterable[FinishedRun]) -> Evidence:
+    """Those of the runs, oldest first, that follow the settings of a published row.
 
-    Of several runs of one row and seed the newest counts, by the time of its ``result.json``.
-
-    Raises:
-        InputError: a ``result.json`` or ``config.yaml`` cannot be read.
+    Of several runs of one row and seed the newest counts.
     """
-    files = {file.resolve(): file for place in places for file in place.rglob("result.json")}
     evidence = Evidence()
-    oldest_first = sorted(files.values(), key=lambda file: (file.stat().st_mtime_ns, str(file)))
-    folders: dict[tuple[str, str, int], Path] = {}
-    for file in oldest_first:
-        result = _read_result(file)
-        rows = _rows_of(result)
-        if reason := _why_left_out(file, result, rows):
-            evidence.left_out.append(f"{file.parent}: {reason}")
+    for run in runs:
+        rows = _rows_of(run)
+        if reason := _why_left_out(run, rows):
+            evidence.left_out[run.directory] = reason
             continue
-        scale, seed = result["data"], result["seed"]
-        key = (scale, rows[0].experiment, seed)
-        if key in folders:
-            newer = f"{file.parent} has the same row and seed and is newer"
-            evidence.left_out.append(f"{folders[key]}: {newer}")
-        folders[key] = file.parent
+        counted = evidence.runs[run.data]
+        older = counted.get(rows[0].experiment, {}).get(run.seed)
+        if older is not None:
+            newer = f"{run.directory} has the same row and seed and is newer"
+            evidence.left_out[older.directory] = newer
         for row in rows:
-            evidence.runs[scale].setdefault(row.experiment, {})[seed] = result
-    evidence.left_out.sort()
+            counted.setdefault(row.experiment, {})[run.seed] = run
     return evidence
 
 
-def _read_result(file: Path) -> dict:
-    types = {
-        "status": str, "task": str, "model": str, "norm": dict, "data": str, "seed": int,
-        "metrics": dict, "epochs": int, "total_batch": int, "versions": dict, "device": str,
-    }  # fmt: skip
-    remedy = "remove it and give the run's command again"
-    try:
-        result = json.loads(file.read_text())
-        wrong = [key for key, kind in types.items() if not isinstance(result[key], kind)]
-        canonical_norm(result["norm"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file} is damaged ({type(error).__name__}: {error}): {remedy}") from None
-    if wrong:
-        raise InputError(f"{file} is damaged (at {', '.join(wrong)}): {remedy}")
-    return result
+def _rows_of(run: FinishedRun) -> list[Row]:
+    norm = {key: value for key, value in run.result["norm"].items() if key != "window_used"}
+    own = (run.task, run.model, canonical_norm(norm))
+    return [row for row in published_rows().values() if row.identity == own]
 
 
-def _rows_of(result: dict) -> list[Row]:
-    norm = {key: value for key, value in result["norm"].items() if key != "window_used"}
-    return [
-        row
-        for row in published_rows().values()
-        if row.is_same_experiment(result["task"], result["model"], norm)
-    ]
-
-
-def _why_left_out(file: Path, result: dict, rows: list[Row]) -> str | None:
-    if result["status"] != "finished":
-        return f"its status is {result['status']}"
-    if result["data"] not in SCALES:
-        return f"data={result['data']} is neither {' nor '.join(SCALES)}"
+def _why_left_out(run: FinishedRun, rows: list[Row]) -> str | None:
+    if run.result["status"] != "finished":
+        return f"its status is {run.result['status']}"
+    if run.data not in SCALES:
+        return f"data={run.data} is neither {' nor '.join(SCALES)}"
     if not rows:
-        label = norm_label(OmegaConf.create(result["norm"]))
-        return f"no published row has {result['model']} with {label}"
-    unusable = [name for name in rows[0].metrics if not _is_finite(result["metrics"].get(name))]
+        return f"no published row has {run.model} with {norm_label(run.result['norm'])}"
+    unusable = [name for name in rows[0].metrics if not _is_finite(run.scores.get(name))]
     if unusable:
         return f"it has no value of {', '.join(unusable)}"
-    config = file.with_name("config.yaml")
-    if not config.exists():
-        return "it has no config.yaml that would tell its settings"
-    differences = _differing_settings(config, result, rows[0].experiment)
-    return f"not the settings of {rows[0].experiment}: {differences}" if differences else None
+    experiment = rows[0].experiment
+    try:
+        differences = _differing_settings(run, experiment)
+    except (LookupError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
+        name = type(error).__name__
+        return f"its settings cannot be compared with those of {experiment} ({name})"
+    return f"not the settings of {experiment}: {differences}" if differences else None
 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _differing_settings(file: Path, result: dict, experiment: str) -> str:
+def _differing_settings(run: FinishedRun, experiment: str) -> str:
     """What decides a result and is not as in the row's own command; empty if nothing.
 
     A key that is younger than the run has the value it has today.
     """
-    row_cfg = _row_config(experiment, result["data"])
-    try:
-        own = OmegaConf.load(file)
-        if not {"task", "norm", "data", "trainer", "seed"} <= own.keys():
-            raise ValueError("not the configuration of a run")
-        cfg = OmegaConf.merge(row_cfg, own)
-        settings = _settings(cfg, result["total_batch"])
-    except (OSError, YAMLError, OmegaConfBaseException, ValueError, AttributeError) as error:
-        raise InputError(f"{file} is damaged ({type(error).__name__}): remove its folder") from None
-    if cfg.trainer.max_steps is None:
-        settings["epochs"] = result["epochs"]
-    wanted = _settings(row_cfg, row_cfg.data.total_batch)
+    row = _row(experiment, run.data)
+    config: Any = run.config
+    if not _has_keys_of(config, row.config):  # slower, and rarely needed
+        own = {key: config[key] for key in DECISIVE if key in config}
+        config = OmegaConf.to_container(OmegaConf.merge(row.cfg, own), resolve=True)
+    settings = settings_of(config, "", run.result["total_batch"])
+    if config["trainer"]["max_steps"] is None:
+        settings["epochs"] = run.result["epochs"]
+    wanted = row.settings
     ignored = {"seed"} | {name for name in OF_THE_DATASET if wanted.get(name) is None}
-    if result["data"] == "full":  # section 4.2 starts from a backbone trained on ImageNet
+    if run.data == "full":  # section 4.2 starts from a backbone trained on ImageNet
         ignored.add("task.backbone_checkpoint")
     names = sorted((settings.keys() | wanted.keys()) - ignored)
     return ", ".join(
@@ -154,31 +126,51 @@ def _differing_settings(file: Path, result: dict, experiment: str) -> str:
     )
 
 
+def _has_keys_of(tree: object, of: object) -> bool:
+    if not isinstance(of, dict):
+        return True
+    return isinstance(tree, dict) and all(
+        key in tree and _has_keys_of(tree[key], child) for key, child in of.items()
+    )
+
+
 def _shown(value: object) -> str:
     return "a file" if isinstance(value, str) and "/" in value else str(value)
 
 
+@dataclass(frozen=True)
+class RowSettings:
+    """A row's own command: its configuration, that as plain dicts, and what it decides."""
+
+    cfg: DictConfig
+    config: dict[str, Any]
+    settings: dict[str, object]
+
+
 @functools.cache
-def _row_config(experiment: str, scale: str) -> DictConfig:
-    cfg = compose([f"experiment={experiment}", f"data={scale}"])
+def _row(experiment: str, scale: str) -> RowSettings:
+    whole = compose([f"experiment={experiment}", f"data={scale}"])
+    cfg = OmegaConf.masked_copy(whole, list(DECISIVE))
     OmegaConf.set_struct(cfg, False)
-    return cfg
+    config = plain(cfg)
+    config["task"].pop("facts", None)  # which a run made before there were any lacks
+    return RowSettings(cfg, config, settings_of(config, "", config["data"]["total_batch"]))
 
 
-def _settings(cfg: DictConfig, total_batch: int) -> dict[str, object]:
-    """Every setting that decides the result, by its dotted name."""
-    settings: dict[str, object] = {}
+def settings_of(config: dict[str, Any], dataset: str, total_batch: int) -> dict[str, object]:
+    """Every setting that decides a result, by its dotted name.
 
-    def flatten(node: dict, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                flatten(value, f"{prefix}{key}.")
-            else:
-                settings[prefix + key] = value
-
-    flatten(run_identity(cfg, dataset="", total_batch=total_batch), "")
-    # The weights' files need not be on this machine: whether there were any is told by their names.
-    for name in ("checkpoint", "task.backbone_checkpoint", "task.model.pretrained"):
-        if name in settings:
-            settings[name] = OmegaConf.select(cfg, name)
-    return settings
+    Files of weights are told by their names: they need not be on this machine.
+    """
+    config = plain(config)
+    task = config["task"]
+    holders = {
+        "checkpoint": config, "task.backbone_checkpoint": task,
+        "task.model.pretrained": task["model"],
+    }  # fmt: skip
+    names = {}
+    for name, holder in holders.items():
+        key = name.rpartition(".")[2]
+        if key in holder:
+            names[name], holder[key] = holder[key], None
+    return flattened(run_identity(config, dataset, total_batch)) | names

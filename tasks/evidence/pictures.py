@@ -1,32 +1,16 @@
-"""Pictures of finished runs: learning curves, predictions side by side (Figure 2), charts.
+"""Pictures of finished runs, drawn by matplotlib: learning curves, predictions (Figure 2)."""
 
-Pictures for files are matplotlib's, charts to be looked at in a browser plotly's.
-"""
-
-import functools
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from matplotlib.patches import Rectangle
 
-from tasks.data import Dataset, open_datasets
-from tasks.data.loading import Augmented
-from tasks.data.plots import colorize
-from tasks.data.transforms import IGNORED, make_transform
-from tasks.errors import InputError
-from tasks.evidence.charts import NORM_COLORS
-from tasks.models import build_model, scaled_norm
-from tasks.models.checkpoint import load_weights
-from tasks.modules.segmentation import Segmentation
-from tasks.protocol import metric_title, task_facts
+from tasks.evidence.charts import norm_color
+from tasks.protocol import metric_title
 from tasks.runs.record import FinishedRun
-
-if TYPE_CHECKING:
-    pass
 
 matplotlib.use("Agg")
 
@@ -37,32 +21,18 @@ def learning_curves(runs: list[FinishedRun]) -> Figure:
     panels = figure.subplots(1, 2)
     primary = runs[0].primary
     titles = (("loss", "training loss"), (primary, f"validation {metric_title(primary)} (%)"))
+    alike = Counter(run.label for run in runs)
     for ax, (column, title) in zip(panels, titles, strict=True):
-        for number, run in enumerate(runs):
-            alike = [other.label == run.label for other in runs]
-            one_entry = alike.index(True) == number  # per norm: the colour says the rest
-            label = run.label if sum(alike) > 1 else f"{run.label}, seed {run.cfg.seed}"
-            entry = {"label": label} if one_entry else {}
-            ax.plot(*run.curve(column), color=NORM_COLORS[run.cfg.norm.name], marker=".", **entry)
+        named: set[str] = set()  # one entry per norm: the colour says the rest
+        for run in runs:
+            label = run.label if alike[run.label] > 1 else f"{run.label}, seed {run.seed}"
+            entry = {} if run.label in named else {"label": label}
+            named.add(run.label)
+            ax.plot(*run.curve(column), color=norm_color(run.norm), marker=".", **entry)
         ax.set(xlabel="epoch", title=title)
         ax.grid(alpha=0.3)
-    panels[1].legend(fontsize="x-small" if len({run.label for run in runs}) > 8 else None)
+    panels[1].legend(fontsize="x-small" if len(alike) > 8 else None)
     return figure
-
-
-def trained_network(run: FinishedRun) -> Segmentation:
-    """The network of a run in evaluation mode, on the CPU; images to logits at their size."""
-    model, norm = build_model(run.cfg), scaled_norm(run.cfg)
-    load_weights(model, str(run.directory / "last.ckpt"), norm)
-    return Segmentation(model, run.cfg, norm).eval()
-
-
-def predict(network: Segmentation, cfg: DictConfig, dataset: Dataset, index: int) -> np.ndarray:
-    """The predicted train ids [H, W] of one whole image."""
-    sample = Augmented(dataset, make_transform(cfg, training=False), cfg.seed)[0, index]
-    with torch.inference_mode():
-        logits = network(sample["image"][None])
-        return network.decide(logits)[0].byte().numpy()
 
 
 @dataclass(frozen=True)
@@ -82,30 +52,6 @@ class Comparison:
         return {title: picture[cut] for title, picture in self.pictures.items()}
 
 
-@functools.cache
-def compare(left: FinishedRun, right: FinishedRun, count: int = 2) -> list[Comparison]:
-    """Two runs on images that are spread evenly over the evaluation split (Figure 2).
-
-    Raises:
-        InputError: the data is not there, or its labels are not public.
-    """
-    dataset = open_datasets(left.cfg).eval
-    if not dataset.labelled:
-        raise InputError("the labels of the evaluation split are not public")
-    facts = task_facts(left.task)
-    networks = {run.label: (run, trained_network(run)) for run in (left, right)}
-    comparisons = []
-    for index in np.linspace(0, len(dataset) - 1, count).astype(int).tolist():
-        sample = dataset[index]
-        found = {n: predict(net, run.cfg, dataset, index) for n, (run, net) in networks.items()}
-        differ = (found[left.label] != found[right.label]) & (sample["label"] != IGNORED)
-        labels = {"ground truth": sample["label"], **found}
-        pictures = {"input": sample["image"][..., :3]}
-        pictures |= {title: colorize(label, facts) for title, label in labels.items()}
-        comparisons.append(Comparison(pictures, densest_window(differ)))
-    return comparisons
-
-
 def side_by_side(comparisons: list[Comparison]) -> Figure:
     """Input, ground truth and two runs' predictions, each with an enlarged detail (Figure 2)."""
     count = len(comparisons)
@@ -117,9 +63,9 @@ def side_by_side(comparisons: list[Comparison]) -> Figure:
         for column, (title, picture) in enumerate(comparison.pictures.items()):
             whole, detail = axes[2 * row, column], axes[2 * row + 1, column]
             whole.imshow(picture, interpolation="nearest")
-            frame = {"fill": False, "edgecolor": "orange", "linewidth": 2}
             corner = (left_edge - 0.5, top - 0.5)
-            whole.add_patch(matplotlib.patches.Rectangle(corner, width, height, **frame))
+            frame = Rectangle(corner, width, height, fill=False, edgecolor="orange", linewidth=2)
+            whole.add_patch(frame)
             detail.imshow(details[title], interpolation="nearest")
             if row == 0:
                 whole.set_title(title)
@@ -140,6 +86,3 @@ def densest_window(mask: np.ndarray, fraction: int = 4) -> tuple[int, int, int, 
     )  # fmt: skip
     top, left = np.unravel_index(counts.argmax(), counts.shape)
     return int(top), int(left), height, width
-
-
-# Charts

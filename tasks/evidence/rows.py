@@ -4,10 +4,8 @@ import csv
 import functools
 from dataclasses import dataclass
 
-from omegaconf import OmegaConf
-
 from tasks.config import CONFIGS, ROOT, options
-from tasks.protocol import PRIMARY, canonical_norm, norm_label, published_row, read_experiment
+from tasks.protocol import norm_label, published_row, read_experiment, task_facts
 
 SCALES = {"mini": "On the miniature", "full": "At full scale"}
 
@@ -48,14 +46,16 @@ class Row:
 
     @property
     def primary(self) -> str:
-        return PRIMARY[self.task]
+        return task_facts(self.task).primary
 
     @property
     def label(self) -> str:
-        return norm_label(OmegaConf.create(self.norm))
+        return norm_label(self.norm)
 
-    def is_same_experiment(self, task: str, model: str, norm: dict) -> bool:
-        return (self.task, self.model, self.norm) == (task, model, canonical_norm(norm))
+    @property
+    def identity(self) -> tuple[str, str, dict]:
+        """What makes a run one of this row: task, model and norm."""
+        return self.task, self.model, self.norm
 
 
 @functools.cache
@@ -67,11 +67,13 @@ def published_rows() -> dict[str, Row]:
         if experiment["paper"] is None:
             continue
         published = published_row(**experiment["paper"])
-        row = Row(name, *experiment["identity"], published)
+        task, model, norm = experiment["identity"]
+        row = Row(name, task, model, norm, published)
         experiments[tuple(published.items())] = row
     rows = {}
     for table in TITLES:
-        with (ROOT / "results" / "paper" / f"table{table}.csv").open(newline="") as file:
+        path = ROOT / "results" / "paper" / f"table{table}.csv"
+        with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 row = experiments[tuple(published_row(table, line).items())]
                 rows[row.experiment] = row

@@ -11,12 +11,11 @@ class Difference:
 
     n: int
     mean: float
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f" [{self.low:+z.2f}, {self.high:+z.2f}]"
-        return f"{self.mean:+z.2f}{interval}"
+        ends = "" if self.interval is None else " [{:+z.2f}, {:+z.2f}]".format(*self.interval)
+        return f"{self.mean:+z.2f}{ends}"
 
 
 def paired_difference(differences: list[float]) -> Difference:
@@ -25,7 +24,7 @@ def paired_difference(differences: list[float]) -> Difference:
     if n < 2:
         return Difference(n, mean)
     half = t_quantile(n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return Difference(n, mean, mean - half, mean + half)
+    return Difference(n, mean, (mean - half, mean + half))
 
 
 def t_quantile(degrees: int, coverage: float = 0.95) -> float:

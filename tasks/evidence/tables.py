@@ -15,17 +15,7 @@ from tasks.evidence.claims import CLAIMS, contrast, judge
 from tasks.evidence.gather import Evidence
 from tasks.evidence.rows import SCALES, TITLES, Row, reference, rows_of_table
 from tasks.runs.directory import write_atomically
-
-# Rows and runs
-
-
-# Statistics
-
-
-# Claims
-
-
-# Files
+from tasks.runs.record import FinishedRun
 
 METRICS_ABREAST = 6  # that a Markdown table shows beside each other
 
@@ -85,7 +75,7 @@ def _difference_cells(evidence: Evidence, scale: str, row: Row) -> list[object]:
     found = contrast(evidence, scale, [row], [gn], row.primary)
     if found is None:
         return ["", "", "", 0, published]
-    bounds = (found.mean, found.low, found.high)
+    bounds = (found.mean, *(found.interval or (None, None)))
     return [*("" if x is None else f"{x:.4f}" for x in bounds), found.n, published]
 
 
@@ -130,13 +120,13 @@ def readme_text(evidence: Evidence) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _origin(runs: list[dict]) -> str:
+def _origin(runs: list[FinishedRun]) -> str:
     def distinct(values: Iterable[str | None]) -> str:
         return ", ".join(sorted({value or "unknown" for value in values}))
 
-    commits = distinct(_short_commit(run.get("git_commit")) for run in runs)
-    torch = distinct(run["versions"].get("torch") for run in runs)
-    devices = distinct(run["device"] for run in runs)
+    commits = distinct(_short_commit(run.result.get("git_commit")) for run in runs)
+    torch = distinct(run.result["versions"].get("torch") for run in runs)
+    devices = distinct(run.result["device"] for run in runs)
     return f"Runs: {len(runs)}. Commits: {commits}. PyTorch: {torch}. Devices: {devices}."
 
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from tasks.errors import Busy, InputError
 from tasks.identity import run_identity
 from tasks.protocol import norm_label
+from tasks.runs.record import read_result
 
 log = logging.getLogger("train")
 
@@ -64,7 +65,11 @@ class Run:
             except Timeout:
                 raise Busy(self.directory) from None
             self._start_log()
-        self.was_finished = self.result is not None
+        try:
+            self.was_finished = self.result is not None
+        except InputError as error:
+            self.__exit__(InputError, error, None)
+            raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
@@ -98,9 +103,12 @@ class Run:
 
     @property
     def result(self) -> dict | None:
-        """The finished run's ``result.json``, if it is finished."""
-        path = self.directory / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        """The finished run's ``result.json``, if it is finished.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        return read_result(self.directory)
 
     def write_config(self) -> None:
         text = OmegaConf.to_yaml(self.cfg, resolve=True).replace(str(Path.home()), "~")

@@ -1,0 +1,236 @@
+"""The tables of the report: ours beside the paper's, claims, audits, cost, other runs."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tasks.evidence.charts import Series
+from tasks.evidence.claims import CANNOT_TELL, CLAIMS, DOES_NOT, HOLDS, contrast, judge
+from tasks.evidence.gather import Evidence
+from tasks.evidence.rows import TITLES, Row, reference, rows_of_table
+from tasks.evidence.sections import Section, digest
+from tasks.evidence.statistics import Difference
+from tasks.protocol import metric_title
+from tasks.runs.record import FinishedRun
+
+METRICS_ABREAST = 4  # that a table shows beside each other, so that it fits on paper
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    is_number: bool = True
+    group: str = ""  # a title above several columns
+
+
+@dataclass
+class Table:
+    caption: str
+    columns: list[Column]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Titles of neighbouring columns and how many they span; empty if there are none."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and column.group and spans[-1][0] == column.group:
+                spans[-1] = (column.group, spans[-1][1] + 1)
+            else:
+                spans.append((column.group, 1))
+        return spans if any(title for title, _ in spans) else []
+
+
+NOT_RUN = "not run"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+z.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(found: Difference | None) -> str:
+    if found is None or found.interval is None:
+        return ""
+    low, high = found.interval
+    return f"[{signed(low)}, {signed(high)}]"
+
+
+def score_tables(evidence: Evidence, scale: str, table: int) -> list[Table]:
+    """A table of the paper, ours beside it, in parts that fit on paper; the primary one first."""
+    rows = rows_of_table(table)
+    metrics, primary = rows[0].metrics, rows[0].primary
+    parts = -(-len(metrics) // METRICS_ABREAST)
+    size = -(-len(metrics) // parts)
+    abreast = [metrics[start : start + size] for start in range(0, len(metrics), size)]
+    abreast.sort(key=lambda part: primary not in part)
+    tables = [_score_table(evidence, scale, rows, part) for part in abreast]
+    constant = [key for key in rows[0].keys if key not in _varied_keys(rows)]
+    same = ", ".join(_key(key, rows[0].published[key]) for key in constant)
+    caption = f"Table {table}: {TITLES[table]}" + (f" ({same})" if same else "")
+    for place, part in enumerate(tables):
+        part.caption = caption + (f", part {place + 1} of {len(tables)}" if parts > 1 else "")
+    return tables
+
+
+def _varied_keys(rows: Sequence[Row]) -> list[str]:
+    return [key for key in rows[0].keys if len({row.published[key] for row in rows}) > 1]
+
+
+def _key(name: str, value: str) -> str:
+    return value if name in ("model", "norm") else f"{name} {value}"
+
+
+def _score_table(evidence: Evidence, scale: str, rows: list[Row], metrics: list[str]) -> Table:
+    primary, keys = rows[0].primary, _varied_keys(rows)
+    counts = {row.experiment: len(evidence.scores(scale, row, primary)) for row in rows}
+    several = max(counts.values()) > 1
+    ours = ["ours", *(["± sd"] if several else []), "paper"]
+    columns = [Column(key, is_number=rows[0].published[key].isdigit()) for key in keys]
+    columns += [Column(part, group=metric_title(name)) for name in metrics for part in ours]
+    columns.append(Column("n"))
+    if primary in metrics:
+        group = f"{metric_title(primary)}, difference to GN"
+        parts = ["ours", *(["95 % interval"] if several else []), "paper"]
+        columns += [Column(part, group=group) for part in parts]
+    lines = []
+    for row in rows:
+        line = [row.published[key] for key in keys]
+        for metric in metrics:
+            scores = list(evidence.scores(scale, row, metric).values())
+            line.append(number(statistics.fmean(scores)) if scores else NOT_RUN)
+            if several:
+                line.append(f"± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
+            line.append(number(row.published[metric]))
+        line.append(str(counts[row.experiment]))
+        if primary in metrics:
+            line += _difference_cells(evidence, scale, row, several)
+        lines.append(line)
+    return Table("", columns, lines)
+
+
+def _difference_cells(evidence: Evidence, scale: str, row: Row, several: bool) -> list[str]:
+    gn = reference(row)
+    if gn.norm == row.norm:
+        return [""] * (3 if several else 2)
+    found = contrast(evidence, scale, [row], [gn], row.primary)
+    published = signed(row.published[row.primary] - gn.published[row.primary])
+    ours = signed(None if found is None else found.mean)
+    return [ours, *([interval(found)] if several else []), published]
+
+
+def audit_table(section: Section) -> Table | None:
+    """How many norm layers see a window, of all; for every table of the paper apart."""
+    columns = [*([Column("table")] if section.rows is not None else []), *_names(section)]
+    columns += [Column("window used")]
+    columns += [Column(phase, group="windowed layers") for phase in ("training", "evaluation")]
+    lines = []
+    for table, series in section.series_by_table.items():
+        for s in series:
+            run = s.runs[-1]
+            if not {"training", "evaluation"} <= run.windowed.keys():
+                continue
+            counts = [run.windowed[phase] for phase in ("training", "evaluation")]
+            window = run.result["norm"].get("window_used")
+            shown = " x ".join(map(str, window)) if isinstance(window, list) else window or ""
+            cells = [f"{windowed} of {all_layers}" for windowed, all_layers in counts]
+            where = [] if section.rows is None else [f"{table}"]
+            lines.append([*where, *_name(section, s), str(shown), *cells])
+    return Table("Norm layers that see a window", columns, lines) if lines else None
+
+
+def _names(section: Section) -> list[Column]:
+    titles = ["model", "norm"] if section.has_models else ["norm"]
+    return [Column(title, is_number=False) for title in titles]
+
+
+def _name(section: Section, series: Series) -> list[str]:
+    return [series.model, series.label] if section.has_models else [series.label]
+
+
+def cost_table(section: Section) -> Table:
+    """Throughput, memory and time per norm and device, medians over seeds."""
+    columns = [*_names(section), Column("device", is_number=False), Column("runs")]
+    columns += [Column("samples per second"), Column("times GN"), Column("memory, MiB")]
+    columns.append(Column("minutes"))
+    of_gn: dict[tuple[str, str], float | None] = {}
+    for s in section.series:
+        for device, runs in _by_device(s).items():
+            if s.norm == "gn":
+                of_gn.setdefault((s.model, device), _median(runs, "samples_per_second"))
+    lines = []
+    for s in section.series:
+        for device, runs in _by_device(s).items():
+            speed, gn = _median(runs, "samples_per_second"), of_gn.get((s.model, device))
+            seconds = _median(runs, "wall_seconds")
+            ratio = speed / gn if speed and gn else None
+            minutes = None if seconds is None else seconds / 60
+            memory = _median(runs, "memory_mib")
+            cells = [number(speed, 1), number(ratio), number(memory, 0), number(minutes, 1)]
+            lines.append([*_name(section, s), device, str(len(runs)), *cells])
+    return Table("Throughput and memory while training", columns, lines)
+
+
+def _by_device(series: Series) -> dict[str, list[FinishedRun]]:
+    found: dict[str, list[FinishedRun]] = {}
+    for run in series.runs:
+        count = run.result.get("world_size", 1)
+        device = run.result["device"] if count == 1 else f"{count} x {run.result['device']}"
+        found.setdefault(device, []).append(run)
+    return found
+
+
+def _median(runs: Iterable[FinishedRun], key: str) -> float | None:
+    """The median over the runs that have the key: older versions did not write all of them."""
+    values = [run.result[key] for run in runs if run.result.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
+def other_table(section: Section) -> Table:
+    """Runs that belong to no published row, a line each."""
+    names = list(dict.fromkeys(name for run in section.runs for name in run.scores))
+    columns = [Column("model", is_number=False), Column("norm", is_number=False)]
+    columns += [Column("seed"), Column("epochs"), *(Column(metric_title(name)) for name in names)]
+    columns += [Column("run", is_number=False), Column("why no published row", is_number=False)]
+    lines = [
+        [run.model, run.label, str(run.seed), str(run.result["epochs"]),
+         *(number(run.scores.get(name)) for name in names),
+         digest(run), section.reasons[run.directory]]
+        for run in section.runs
+    ]  # fmt: skip
+    return Table("Other runs", columns, lines)
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """A claim of the paper as it is shown: a symbol beside the word, and its differences."""
+
+    table: int
+    text: str
+    outcome: str
+    lines: list[list[str]]  # what; ours, its interval, n; the paper's
+
+    @property
+    def mark(self) -> str:
+        return {HOLDS: "\N{CHECK MARK}", DOES_NOT: "\N{BALLOT X}", CANNOT_TELL: "?"}[self.outcome]
+
+
+def judged_claims(evidence: Evidence, scale: str) -> list[JudgedClaim]:
+    claims = []
+    for claim in CLAIMS:
+        outcome, findings = judge(claim, evidence, scale)
+        margin = "" if claim.margin is None else f" (within ±{claim.margin:g})"
+        lines = [
+            [finding.what, NOT_RUN if found is None else signed(found.mean), interval(found),
+             str(0 if found is None else found.n), signed(finding.published)]
+            for finding in findings
+            for found in [finding.difference]
+        ]  # fmt: skip
+        if not any(finding.difference for finding in findings):
+            lines = [["", NOT_RUN, "", "0", lines[0][-1] if len(lines) == 1 else ""]]
+        claims.append(JudgedClaim(claim.table, claim.text + margin, outcome, lines))
+    return claims
