@@ -6,6 +6,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import functools
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,26 @@ def train(tmp_path: Path):
         )
 
     return run
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Calls a script in this process, which is faster; returns what a process would."""
+
+    def call(name: str, *arguments: object, cwd: Path = ROOT, columns: int = 1000):
+        place = ROOT / "scripts" / f"{name}.py"
+        specification = importlib.util.spec_from_file_location(name, place)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        command = [f"{name}.py", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.chdir(cwd)
+        code = 0
+        try:
+            module.main()
+        except SystemExit as leaving:
+            code = leaving.code
+        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
+
+    return call

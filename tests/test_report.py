@@ -1,77 +1,35 @@
 """The comparison of finished runs."""
 
-import csv
-import importlib.util
+import functools
 import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, configuration
-from omegaconf import OmegaConf
+from conftest import ROOT
+from fakes import HOME, write_run
 from PIL import Image
 
-from tasks.errors import InputError
 from tasks.evidence.charts import Series, over_seeds, shaded, styles
 from tasks.evidence.gather import gather
 from tasks.evidence.pictures import densest_window
-from tasks.evidence.report import make_sections, write_report
+from tasks.evidence.report import write_report
 from tasks.evidence.rows import rows_of_table
-from tasks.protocol import METRICS, PRIMARY
+from tasks.evidence.sections import make_sections
 from tasks.runs.record import finished_runs
 
 MINUS = "\N{MINUS SIGN}"
-HOME = "/home/someone"
-CITIES = ("bellingham", "bloomington", "innsbruck", "san_francisco", "east_tyrol", "overall")
-
-
-def write_run(folder, *overrides, score=50.0, seed=0, data="mini", **changes):
-    """A finished run, as ``train.py`` leaves it but for its checkpoint; a score of each metric."""
-    cfg, text = configuration((*overrides, f"data={data}"))
-    norm, task = OmegaConf.to_container(cfg.norm), cfg.task.name
-    norm |= {"window_used": [7, 7]} if "window" in norm else {}
-    metrics = METRICS[task] or [f"{city}_{kind}" for city in CITIES for kind in ("iou", "acc")]
-    scores = {name: score + place for place, name in enumerate(metrics)}
-    result = {
-        "status": "finished", "experiment": None, "task": task, "model": cfg.task.model.name,
-        "norm": norm, "data": data, "dataset": f"{task}-{data}", "seed": seed, "metrics": scores,
-        "paper": None, "epochs": cfg.trainer.max_epochs, "total_batch": cfg.data.total_batch,
-        "versions": {"torch": "2.9.9", "numpy": "2.1.0"}, "device": "cpu", "world_size": 1,
-        "wall_seconds": 120.0, "git_commit": "0123456789abcdef0123-dirty",
-        "overrides": [f"data.root={HOME}/data"],
-    }  # fmt: skip
-    if task in ("cityscapes", "chesapeake"):
-        classes = cfg.task.class_names
-        result["class_iou"] = {name: score + i for i, name in enumerate(classes)}
-    primary = PRIMARY[task]
-    folder = folder / task / f"{'-'.join(overrides)}-{data}-{seed}-0a1b2c3d".replace("/", "_")
-    folder.mkdir(parents=True)
-    text = text.replace("\nseed: 0\n", f"\nseed: {seed}\n").replace("root: data/", f"root: {HOME}/")
-    (folder / "config.yaml").write_text(text)
-    (folder / "result.json").write_text(json.dumps(result | changes))
-    with (folder / "metrics.csv").open("w") as file:
-        lines = csv.writer(file)
-        lines.writerow(["epoch", "loss", primary])
-        for epoch in range(1, 9):
-            lines.writerow([epoch, 2 / epoch + seed / 20, "" if epoch % 2 else score - 8 / epoch])
-    seen = [cfg.norm.name.startswith("lcn")] * 3 + [False] * 5
-    with (folder / "audit.csv").open("w") as file:
-        lines = csv.writer(file)
-        lines.writerow(["phase", "name", "windowed"])
-        lines.writerows(["training", f"l{i}", s and i == 0] for i, s in enumerate(seen))
-        lines.writerows(["evaluation", f"l{i}", s] for i, s in enumerate(seen))
-    return folder
 
 
 def write_page(runs, out):
     """The page of the runs below a folder."""
-    evidence = gather([runs])
-    write_report(make_sections(finished_runs([runs]), evidence), evidence, out / "report.html")
+    found, _ = finished_runs([runs])
+    evidence = gather(found)
+    write_report(make_sections(found, evidence), evidence, out / "report.html")
     return (out / "report.html").read_text()
 
 
@@ -305,16 +263,8 @@ def test_sensitivity_without_gn_is_taken_to_the_paper_s_own_setting(tmp_path):
     assert chart["layout"]["yaxis"]["title"]["text"] == "mIoU minus that of lcn_c2_w227"
 
 
-@pytest.mark.parametrize("name", ["result.json", "config.yaml"])
-def test_a_damaged_run_is_named(tmp_path, name):
-    folder = write_run(tmp_path / "runs", "experiment=table8_lcn")
-    (folder / name).write_text("{")
-    with pytest.raises(InputError, match=re.escape(str(folder))):
-        write_page(tmp_path / "runs", tmp_path)
-
-
 def test_variants_of_a_norm_differ_in_shade_dash_and_marker(folder):
-    runs = {run.label: run for run in finished_runs([folder / "runs" / "cityscapes"])}
+    runs = {run.label: run for run in finished_runs([folder / "runs" / "cityscapes"])[0]}
     series = [Series(label, (run,)) for label, run in runs.items()]
     found = styles(series)
     lcn = [found[s.label] for s in series if s.norm == "lcn"]
@@ -382,23 +332,9 @@ def test_the_browser_tells_of_an_error(browse, tmp_path):
 
 
 @pytest.fixture
-def report(monkeypatch, capsys):
-    """Calls the script in this process, which is faster; returns what a process would."""
-    specification = importlib.util.spec_from_file_location("report", ROOT / "scripts/report.py")
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-
-    def call(*arguments):
-        command = ["report.py", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)
-        code = 0
-        try:
-            script.main()
-        except SystemExit as leaving:
-            code = leaving.code
-        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
-
-    return call
+def report(script):
+    """Calls the script."""
+    return functools.partial(script, "report")
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,39 +1,16 @@
 """The list of runs, and the difference between two; run directories are written by hand."""
 
 import contextlib
-import importlib.util
+import functools
 import json
 import os
 import subprocess
 import sys
-import time
 
+import fakes
 import pytest
 from conftest import ROOT
 
-CONFIG = """\
-seed: {seed}
-task:
-  name: {task}
-  model:
-    name: {model}
-norm:
-  name: gn
-  groups: 16
-data:
-  name: mini
-  crop:
-  - 64
-  - 128
-trainer:
-  max_epochs: {max_epochs}
-  max_steps: {max_steps}
-"""
-RESULT = {
-    "metrics": {"miou": 61.5},
-    "git_commit": "a" * 40,
-    "versions": {"torch": "2.6.0", "numpy": "2.1.0"},
-}
 METRICS = """\
 epoch,step,lr,loss,seconds,miou
 1,10,0.01,2.5,30.0,8.5
@@ -51,25 +28,17 @@ with FileLock(sys.argv[1]):
 
 def write_run(
     directory, *, task="cityscapes", seed=0, max_epochs=10, max_steps="null",
-    metrics=None, result=None, log=None, age=0,
+    metrics="epoch,step,loss\n", result=False, log=None, age=0,
 ):  # fmt: skip
-    """A run directory; ``age`` is how many seconds ago its files were written."""
-    model = {"cityscapes": "hrnet", "imagenet": "resnet50"}[task]
-    text = CONFIG.format(
-        task=task, model=model, seed=seed, max_epochs=max_epochs, max_steps=max_steps
-    )
-    directory.mkdir(parents=True)
-    (directory / "config.yaml").write_text(text)
-    (directory / ".lock").touch()
-    if metrics is not None:
-        (directory / "metrics.csv").write_text(metrics)
-    if result is not None:
-        (directory / "result.json").write_text(json.dumps(result))
-    if log is not None:
-        (directory / "train.log").write_text(log)
-    for path in directory.glob("[!.]*"):
-        os.utime(path, (time.time() - age,) * 2)
-    return directory
+    """A run of GN; without a result it has not finished."""
+    overrides = (
+        f"task={task}", "norm=gn", f"trainer.max_epochs={max_epochs}",
+        f"trainer.max_steps={max_steps}",
+    )  # fmt: skip
+    return fakes.write_run(
+        directory.parent, *overrides, seed=seed, name=directory.name, finished=result,
+        curve=metrics, log=log, age=age, score=61.5,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -85,31 +54,10 @@ def locked_by_another_process(directory):
         holder.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("runs", ROOT / "scripts" / "runs.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def runs(script, monkeypatch, capsys):
-    """Calls the script in this process, which is faster; returns what a process would."""
-
-    def call(*arguments, cwd=ROOT, columns=1000):
-        command = ["runs.py", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.chdir(cwd)
-        code = 0
-        try:
-            script.main()
-        except SystemExit as leaving:
-            code = leaving.code
-        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
-
-    return call
+def runs(script):
+    """Calls the script."""
+    return functools.partial(script, "runs")
 
 
 @pytest.fixture
@@ -136,7 +84,7 @@ def test_a_run_is_finished_running_stopped_or_failed(listed, tmp_path):
     stamp = "2026-01-01 10:00:00 "
     started = f"{stamp}run     somewhere\n{stamp}continuing after epoch 3: last.ckpt\n"
     error = "RuntimeError: CUDA out of memory\nTried to allocate 2 GiB"
-    write_run(tmp_path / "finished", metrics=METRICS, result=RESULT, log=started)
+    write_run(tmp_path / "finished", metrics=METRICS, result=True, log=started)
     write_run(tmp_path / "killed", metrics=METRICS, log=started)
     write_run(tmp_path / "interrupted", log=f"{started}{stamp}stopped by KeyboardInterrupt: \n")
     write_run(tmp_path / "failed", log=f"{started}{stamp}stopped by {error}\n")
@@ -174,7 +122,7 @@ def test_listing_creates_and_changes_no_file(listed, tmp_path):
 def test_epochs_metric_and_age_are_those_of_the_files(listed, tmp_path):
     write_run(tmp_path / "fresh", age=50)
     write_run(tmp_path / "half", metrics=METRICS, age=300)
-    write_run(tmp_path / "ended", metrics=METRICS, result=RESULT, max_epochs=3, age=7200)
+    write_run(tmp_path / "ended", metrics=METRICS, result=True, max_epochs=3, age=7200)
     write_run(tmp_path / "few_steps", metrics=METRICS, max_steps=45)
     found = listed(tmp_path)
     progress = {name: (run["epoch"], run["epochs"]) for name, run in found.items()}
@@ -208,7 +156,7 @@ def test_a_break_does_not_shorten_the_time_left(listed, tmp_path):
 
 def test_table_is_sorted_by_task_then_age_and_ends_with_a_count(runs, tmp_path):
     write_run(tmp_path / "imagenet" / "a", task="imagenet", age=310)
-    write_run(tmp_path / "cityscapes" / "b", result=RESULT, metrics=METRICS, age=3 * 3600 + 60)
+    write_run(tmp_path / "cityscapes" / "b", result=True, metrics=METRICS, age=3 * 3600 + 60)
     write_run(tmp_path / "cityscapes" / "c", seed=7, age=2 * 86400 + 60)
     running = write_run(tmp_path / "cityscapes" / "d", metrics=METRICS)
     with locked_by_another_process(running):
@@ -257,7 +205,7 @@ def test_other_files_named_config_are_no_runs(runs, tmp_path):
 
 
 def test_one_damaged_run_does_not_hide_the_others(runs, tmp_path):
-    write_run(tmp_path / "good", result=RESULT)
+    write_run(tmp_path / "good", result=True)
     (write_run(tmp_path / "bad") / "result.json").write_text('{"metrics"')
     done = runs(tmp_path)
     assert done.stdout.endswith("\n1 run: 1 finished\n")
@@ -270,18 +218,20 @@ def test_nothing_found_is_one_message(runs, tmp_path):
 
 
 def write_pair(folder):
-    a = write_run(folder / "runs" / "cityscapes" / "gn-seed0-aa", result=RESULT)
-    b = write_run(folder / "runs" / "cityscapes" / "lcn-seed0-bb", result=RESULT)
+    a = write_run(folder / "runs" / "cityscapes" / "gn-seed0-aa", result=True)
+    b = write_run(folder / "runs" / "cityscapes" / "lcn-seed0-bb", result=True)
     text = (b / "config.yaml").read_text()
     text = text.replace("name: gn\n  groups: 16", "name: lcn\n  window: 227")
-    text = text.replace("- 128", "- 64").replace("  max_steps: null\n", "")
+    text = text.replace("  crop:\n  - 64\n  - 128", "  crop:\n  - 64\n  - 64")
+    text = text.replace("  max_steps: null\n", "")
     (b / "config.yaml").write_text(text)
     return a, b
 
 
 def test_diff_prints_the_keys_that_differ_and_no_others(runs, tmp_path):
     a, b = write_pair(tmp_path)
-    other = {**RESULT, "versions": {"torch": "2.7.0", "numpy": "2.1.0"}}
+    other = json.loads((b / "result.json").read_text())
+    other["versions"]["torch"] = "2.7.0"
     (b / "result.json").write_text(json.dumps(other))
     done = runs("diff", a, b)
     assert done.returncode == 0, done.stderr
@@ -299,7 +249,7 @@ def test_diff_prints_the_keys_that_differ_and_no_others(runs, tmp_path):
         "",
         "commit and versions:",
         "key A B",
-        "versions.torch 2.6.0 2.7.0",
+        "versions.torch 2.9.9 2.7.0",
     ]
 
 
@@ -313,8 +263,8 @@ def test_diff_finds_runs_by_a_part_of_the_name(runs, tmp_path):
 
 
 def test_diff_of_equal_runs_says_so(runs, tmp_path):
-    a = write_run(tmp_path / "a", result=RESULT)
-    b = write_run(tmp_path / "b", result=RESULT)
+    a = write_run(tmp_path / "a", result=True)
+    b = write_run(tmp_path / "b", result=True)
     lines = runs("diff", a, b).stdout.splitlines()
     assert lines[2:] == [
         "",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.config import compose, plain
@@ -107,10 +107,7 @@ def _differing_settings(run: FinishedRun, experiment: str) -> str:
     A key that is younger than the run has the value it has today.
     """
     row = _row(experiment, run.data)
-    config: Any = run.config
-    if not _has_keys_of(config, row.config):  # slower, and rarely needed
-        own = {key: config[key] for key in DECISIVE if key in config}
-        config = OmegaConf.to_container(OmegaConf.merge(row.cfg, own), resolve=True)
+    config = _resolved(_completed(run.config, row.unresolved))
     settings = settings_of(config, "", run.result["total_batch"])
     if config["trainer"]["max_steps"] is None:
         settings["epochs"] = run.result["epochs"]
@@ -126,12 +123,25 @@ def _differing_settings(run: FinishedRun, experiment: str) -> str:
     )
 
 
-def _has_keys_of(tree: object, of: object) -> bool:
-    if not isinstance(of, dict):
-        return True
-    return isinstance(tree, dict) and all(
-        key in tree and _has_keys_of(tree[key], child) for key, child in of.items()
-    )
+def _completed(own: Any, row: Any) -> Any:
+    """A configuration with the row's value of each key that it lacks."""
+    if not (isinstance(own, dict) and isinstance(row, dict)):
+        return own
+    common = {key: _completed(own[key], value) for key, value in row.items() if key in own}
+    return row | own | common
+
+
+def _resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with what its interpolations stand for."""
+    if not _has_interpolation(config):  # OmegaConf takes hundreds of times as long
+        return config
+    return plain(OmegaConf.create({key: config[key] for key in DECISIVE}))
+
+
+def _has_interpolation(tree: object) -> bool:
+    if isinstance(tree, dict):
+        return any(_has_interpolation(child) for child in tree.values())
+    return isinstance(tree, str) and "${" in tree
 
 
 def _shown(value: object) -> str:
@@ -140,21 +150,18 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """A row's own command: its configuration, that as plain dicts, and what it decides."""
+    """A row's own command: its configuration before it is resolved, and what it decides."""
 
-    cfg: DictConfig
-    config: dict[str, Any]
+    unresolved: dict[str, Any]
     settings: dict[str, object]
 
 
 @functools.cache
 def _row(experiment: str, scale: str) -> RowSettings:
-    whole = compose([f"experiment={experiment}", f"data={scale}"])
-    cfg = OmegaConf.masked_copy(whole, list(DECISIVE))
-    OmegaConf.set_struct(cfg, False)
-    config = plain(cfg)
-    config["task"].pop("facts", None)  # which a run made before there were any lacks
-    return RowSettings(cfg, config, settings_of(config, "", config["data"]["total_batch"]))
+    cfg = compose([f"experiment={experiment}", f"data={scale}"])
+    unresolved: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(DECISIVE)))
+    config = _resolved(unresolved)
+    return RowSettings(unresolved, settings_of(config, "", config["data"]["total_batch"]))
 
 
 def settings_of(config: dict[str, Any], dataset: str, total_batch: int) -> dict[str, object]:

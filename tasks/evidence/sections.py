@@ -130,7 +130,8 @@ def _settings(run: FinishedRun) -> str:
     except (LookupError, TypeError, ValueError, AttributeError):
         return str(run.directory)  # of another version of this code
     del settings["seed"]
-    return json.dumps(settings, sort_keys=True, default=str)
+    said = {name: value for name, value in settings.items() if value is not None}  # younger keys
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 def digest(run: FinishedRun) -> str:

@@ -22,14 +22,21 @@ from tasks.errors import InputError
 MOST_BYTES = 16 * 2**20
 DEEPEST = 32
 """Levels of nesting that a document may have: a run's have five."""
+TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where it is built
+
+
+REMEDIES = {
+    "result.json": "remove it and give the run's command again",
+    "config.yaml": "remove its folder and give the run's command again",
+}
 
 
 def damaged(path: Path, why: object) -> NoReturn:
     """Raises the InputError of a file whose content is not what belongs there."""
     reason = " ".join(str(why).split())[:200]
-    raise InputError(f"{path} is damaged ({reason}): remove it and give the run's command again")
+    raise InputError(f"{path} is damaged ({reason}): {REMEDIES.get(path.name, 'remove it')}")
 
 
 def read_text(path: Path, most: int = MOST_BYTES, errors: str = "strict") -> str:
@@ -50,13 +57,16 @@ def _read(path: Path, from_end: int, most: int) -> bytes:
     try:
         # Without waiting: a pipe in place of a file would never end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path} is not a file: remove it")
-            if from_end:
-                file.seek(max(0, status.st_size - from_end))
-            content = file.read(most + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                if from_end:
+                    file.seek(max(0, status.st_size - from_end))
+                content = file.read(most + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if len(content) > most:
@@ -83,7 +93,9 @@ def read_json(path: Path) -> Any:
     try:
         value = json.loads(text)
         _require_shallow(value, DEEPEST)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        damaged(path, TOO_DEEP)
+    except ValueError as error:
         damaged(path, error)
     return value
 
@@ -91,7 +103,7 @@ def read_json(path: Path) -> Any:
 def _require_shallow(value: object, levels: int) -> None:
     if isinstance(value, dict | list):
         if levels == 0:
-            raise ValueError(f"nested deeper than {DEEPEST} levels")
+            raise ValueError(TOO_DEEP)
         for child in value.values() if isinstance(value, dict) else value:
             _require_shallow(child, levels - 1)
 
@@ -148,7 +160,7 @@ def _value(event: yaml.Event, next_event: Callable[[], yaml.Event], levels: int)
             raise ValueError(f"{text} in line {event.start_mark.line + 1} is no value")
         return _scalar(text) if event.implicit[0] else text
     if levels == 0:
-        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+        raise ValueError(TOO_DEEP)
     event = next_event()
     if kind is yaml.SequenceStartEvent:
         items = []

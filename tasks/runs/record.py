@@ -216,7 +216,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.yaml"
     if not path.exists():
-        raise InputError(f"{directory} has no config.yaml that would tell its settings")
+        raise InputError(f"{directory} has no config.yaml that would tell its settings: remove it")
     config = read_yaml(path)
     sections = ("task", "norm", "data", "trainer")
     if not (
