@@ -80,6 +80,8 @@ DAMAGES = {
     "result, deep": text("result.json", '{"a":' * 500 + "1" + "}" * 500),
     "result, bytes": text("result.json", b'{"status": "\xff"}'),
     "result, long number": text("result.json", '{"seed": ' + "9" * 10_000 + "}"),
+    "result, text for the paper's score": result_with(paper={"table": 8, "miou": "high"}),
+    "result, half a character": result_with(class_iou={"\ud800": 1.0}),
     "result, a directory": instead("result.json", Path.mkdir),
     "result, a pipe": instead("result.json", os.mkfifo),
     "result, a device": instead("result.json", lambda path: path.symlink_to("/dev/zero")),

@@ -93,6 +93,8 @@ def read_json(path: Path) -> Any:
     try:
         value = json.loads(text)
         _require_shallow(value, DEEPEST)
+        if "\\ud" in text.lower():  # an escape of half a character, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         damaged(path, TOO_DEEP)
     except ValueError as error:

@@ -256,6 +256,8 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     for name, values in result.items():
         if name == "metrics" or (name.startswith("class_") and isinstance(values, dict)):
             _require_values(path, name, values, NUMBER)
+    paper = result.get("paper") or {}
+    _require_values(path, "paper", {k: paper[k] for k in result["metrics"] if k in paper}, NUMBER)
     return {"paper": None, **result}
 
 
