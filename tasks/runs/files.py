@@ -221,7 +221,7 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         columns, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     except (csv.Error, ValueError) as error:
         damaged(path, error)
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(columns):
-            damaged(path, f"line {number} has {len(line)} cells instead of {len(columns)}")
+    if any(width != len(columns) for width in map(len, lines)):
+        number, line = next(x for x in enumerate(lines, start=2) if len(x[1]) != len(columns))
+        damaged(path, f"line {number} has {len(line)} cells instead of {len(columns)}")
     return columns, lines

@@ -4,6 +4,7 @@ A run with a damaged file is an InputError that names the file; `read_each` goes
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -274,16 +275,16 @@ def read_metrics(directory: Path) -> dict[str, list[float | None]]:
     if "epoch" not in columns:
         damaged(path, "it has no column epoch")
     try:
-        metrics = {
+        metrics: dict[str, list[float | None]] = {
             name: [float(cell) if cell else None for cell in cells]
             for name, *cells in zip(columns, *lines, strict=True)
         }
     except ValueError as error:
         damaged(path, error)
     for name in ("epoch", "step"):
-        for value in metrics.get(name, ()):
-            if value is None or value < 1 or not value.is_integer():
-                damaged(path, f"{name} is not a whole number of at least 1 in every line")
+        values = [0.0 if value is None else value for value in metrics.get(name, ())]
+        if not all(map(float.is_integer, values)) or min(values, default=1) < 1:
+            damaged(path, f"{name} is not a whole number of at least 1 in every line")
     return metrics
 
 
@@ -299,12 +300,12 @@ def read_audit(directory: Path) -> dict[str, tuple[int, int]]:
     columns, lines = read_csv(path)
     if not {"phase", "windowed"} <= set(columns):
         damaged(path, "it has no columns phase and windowed")
-    phase, windowed = columns.index("phase"), columns.index("windowed")
-    found: dict[str, tuple[int, int]] = {}
-    for line in lines:
-        some, every = found.get(line[phase], (0, 0))
-        found[line[phase]] = (some + (line[windowed] == "True"), every + 1)
-    return found
+    places = columns.index("phase"), columns.index("windowed")
+    seen = Counter((line[places[0]], line[places[1]] == "True") for line in lines)
+    return {
+        phase: (seen[phase, True], seen[phase, True] + seen[phase, False])
+        for phase in dict.fromkeys(phase for phase, _ in seen)
+    }
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
