@@ -11,8 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from tasks.errors import InputError
 from tasks.evidence.gather import gather
 from tasks.evidence.pictures import learning_curves, side_by_side

@@ -10,8 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from tasks.errors import InputError
 from tasks.evidence.claims import claims_text
 from tasks.evidence.gather import gather
