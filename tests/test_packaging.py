@@ -2,7 +2,6 @@
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, copy_source
 from packaging.requirements import Requirement
 
 import lcn
@@ -54,14 +53,7 @@ for name in ("tasks", "hydra", "omegaconf", "pytorch_lightning", "torchvision", 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A copy of the source: building leaves files in the folder that is built."""
-    copy = tmp_path_factory.mktemp("source") / "clone"
-    local = shutil.ignore_patterns(".*", "data", "runs", "*.egg-info", "build", "dist")
-
-    def ignored(place: str, names: list[str]) -> set[str]:
-        return local(place, names) if Path(place) == ROOT else {"__pycache__"} & {*names}
-
-    shutil.copytree(ROOT, copy, ignore=ignored)
-    return copy
+    return copy_source(tmp_path_factory.mktemp("source") / "clone")
 
 
 @pytest.fixture(scope="module")
