@@ -18,7 +18,8 @@ ROOMS = (
 # What runs before a mistake of the user is answered, or only reads: it must not wait for torch.
 WITHOUT_TORCH = (
     "train", "tasks.config", "tasks.schema", "tasks.protocol", "tasks.identity",
-    "tasks.runs.launch", "tasks.runs.directory", "tasks.runs.record", "tasks.data",
+    "tasks.runs.launch", "tasks.runs.directory", "tasks.runs.record",
+    "tasks.runs.provenance", "tasks.runs.replay", "tasks.data",
     "tasks.data.cityscapes", "tasks.data.coco", "tasks.data.imagenet", "tasks.data.inria",
     "tasks.data.chesapeake", "tasks.data.camvid", "tasks.data.tiles", "tasks.miniatures.cityscapes",
     "tasks.evidence.rows",

@@ -1,6 +1,7 @@
 """What is published: a wheel with the library alone, which torch and numba are enough for."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -147,6 +148,15 @@ def test_an_editable_install_lets_scripts_find_the_experiments_from_every_folder
     with zipfile.ZipFile(built) as archive:
         (path_file,) = [name for name in archive.namelist() if name.endswith(".pth")]
         assert archive.read(path_file).decode().split() == [str(clone)]
+
+
+@pytest.mark.parametrize("command", [["train.py", "--cfg", "job"], ["scripts/runs.py", "--help"]])
+def test_commands_work_from_another_folder(command, tmp_path):
+    words = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # what the editable install adds
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_no_script_patches_the_path():
