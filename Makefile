@@ -7,11 +7,12 @@ READY := $(VENV)/.ready
 .PHONY: help setup demo test test-slow lint clean
 
 help:
+	@echo "make setup      .venv with everything: the library, the experiments, the tools"
 	@echo "make demo       train BN, GN and LCN on the miniature of Cityscapes and compare them"
 	@echo "make test       lint and test"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make lint       ruff and mypy"
-	@echo "make clean      remove .venv, runs, demo and generated data"
+	@echo "make clean      remove .venv, runs, demo, generated data and what building left"
 
 setup: $(READY)
 
@@ -39,4 +40,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs demo data/mini
+	rm -rf $(VENV) runs demo data/mini build *.egg-info

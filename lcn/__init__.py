@@ -6,6 +6,8 @@ from .build import build_norm
 from .convert import convert_norm
 from .layers import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
 
+__version__ = "0.2.0"  # the only place: pyproject.toml reads it here, as text
+
 __all__ = [
     "LocalContextNorm",
     "ReleasedLocalContextNorm",

@@ -30,8 +30,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from lcn import convert_norm
 from lcn.functional import local_context_norm
 

@@ -1,7 +1,8 @@
-"""Lists runs with status, age, metric and time left, or shows how two runs differ.
+"""Lists runs with status, age, metric and time left, shows how two differ, or replays one.
 
 python scripts/runs.py runs/cityscapes
 python scripts/runs.py diff gn_g16-mini-seed0 lcn_c2_w227-mini-seed0
+python scripts/runs.py replay lcn_c2_w227-mini-seed0 --into again
 """
 
 import argparse
@@ -12,14 +13,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tasks.errors import InputError, say
-from tasks.runs.listing import DEFAULT, print_diff, print_table, read_state
+from tasks.runs.listing import DEFAULT, find_run, print_diff, print_table, read_state
 from tasks.runs.record import find_runs, read_each
+from tasks.runs.replay import replay_command
 
 
 def main() -> None:
-    command = diff_command if sys.argv[1:2] == ["diff"] else list_command
     try:
-        command()
+        if sys.argv[1:2] == ["replay"]:
+            replay_command(sys.argv[2:], find_run)
+        elif sys.argv[1:2] == ["diff"]:
+            diff_command()
+        else:
+            list_command()
     except InputError as error:
         say(f"error: {error}")
         sys.exit(2)
@@ -28,7 +34,8 @@ def main() -> None:
 def list_command() -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog="python scripts/runs.py diff A B: the keys in which two runs differ",
+        epilog="python scripts/runs.py diff A B: the keys in which two runs differ; "
+        "replay RUN --into DIR: its code, and how to train it again",
     )
     parser.add_argument(
         "folders", nargs="*", type=Path, default=[DEFAULT], help="where to look (default: runs)"

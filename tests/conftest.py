@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
 
 import functools
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,18 @@ def real_data() -> Path:
     if not REAL.is_dir():
         pytest.skip("no real samples (../shared/data)")
     return REAL
+
+
+def copy_source(to: Path) -> Path:
+    """A copy of the source as it is now, without what is generated: for what changes its folder."""
+    generated = shutil.ignore_patterns(
+        ".*", "data", "runs", "demo", "report", "wandb", "benchmark", "build", "dist", "*.egg-info"
+    )
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return generated(folder, names) if Path(folder) == ROOT else {"__pycache__"} & {*names}
+
+    return Path(shutil.copytree(ROOT, to, ignore=ignored))
 
 
 def write_cityscapes(root: Path, splits: dict[str, int], size: tuple[int, int] = (64, 128)) -> Path:

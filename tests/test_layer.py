@@ -18,7 +18,7 @@ BACKENDS = ("reference", "cpu")
 
 
 def rows_of_window(rule: str, cell: int, size: int, window: int) -> range:
-    """The definitions of DESIGN, one cell at a time."""
+    """The definition of each layer, one cell at a time."""
     if rule == "tiled":
         first = cell // window * window
         return range(first, min(first + window, size))

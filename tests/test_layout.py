@@ -19,7 +19,8 @@ ROOMS = (
 WITHOUT_TORCH = (
     "train", "tasks.config", "tasks.schema", "tasks.protocol", "tasks.identity",
     "tasks.runs.launch", "tasks.runs.directory", "tasks.runs.record", "tasks.runs.files",
-    "tasks.runs.listing", "tasks.evidence.tables", "tasks.evidence.report", "tasks.data",
+    "tasks.runs.listing", "tasks.runs.provenance", "tasks.runs.replay", "tasks.evidence.tables",
+    "tasks.evidence.report", "tasks.data",
     "tasks.data.cityscapes", "tasks.data.coco", "tasks.data.imagenet", "tasks.data.inria",
     "tasks.data.chesapeake", "tasks.data.camvid", "tasks.data.tiles", "tasks.miniatures.cityscapes",
     "tasks.evidence.rows",

@@ -43,6 +43,8 @@ def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cit
     directory = only_run(tmp_path)
     for name in (
         "config.yaml",
+        "provenance.json",
+        "requirements.txt",
         "train.log",
         "metrics.csv",
         "audit.csv",
@@ -60,6 +62,10 @@ def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cit
     assert (result["experiment"], result["paper"]["miou"]) == ("table1_w18_lcn", 71.77)
     assert set(result["metrics"]) == {"miou", "pixel_acc", "mean_acc"}
     assert all(0 <= value <= 100 for value in result["metrics"].values())
+    (start,) = json.loads((directory / "provenance.json").read_text())
+    assert result["git_commit"] == start["git_commit"]
+    assert (start["patch"] is not None) == (directory / "diff.patch").exists()
+    assert "code_changes" not in result
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert str(tiny_cityscapes) not in json.dumps(result)
     assert 100 < result["memory_mib"] < 8000

@@ -1,11 +1,12 @@
 """A run's directory: its name, its lock, and what is written there.
 
-config.yaml    the resolved configuration
-train.log      what the console said
-metrics.csv    a line per epoch
-audit.csv      a line per norm layer: does it see a window, in training and in evaluation
-last.ckpt      the last checkpoint
-result.json    written when the run has finished, and only then
+config.yaml         the resolved configuration
+provenance.json     the commit, the command; beside it diff.patch and requirements.txt
+train.log           what the console said
+metrics.csv         a line per epoch
+audit.csv           a line per norm layer: does it see a window, in training and in evaluation
+last.ckpt           the last checkpoint
+result.json         written when the run has finished, and only then
 """
 
 import hashlib
@@ -15,12 +16,13 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import ClassVar
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.errors import Busy, InputError
-from tasks.identity import run_identity
+from tasks.identity import run_identity, without_home
 from tasks.protocol import norm_label
 from tasks.runs.record import read_result
 
@@ -42,6 +44,9 @@ class Run:
         directory: where everything of the run is.
         was_finished: whether it was when this process entered it.
     """
+
+    last_entered: ClassVar[Path | None] = None
+    """The directory that this process worked in last: where to look after a failure."""
 
     def __init__(self, cfg: DictConfig, dataset: str, world_size: int):
         self.cfg, self.dataset = cfg, dataset
@@ -65,6 +70,7 @@ class Run:
             except Timeout:
                 raise Busy(self.directory) from None
             self._start_log()
+        Run.last_entered = self.directory
         try:
             self.was_finished = self.result is not None
         except InputError as error:
@@ -73,9 +79,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            error.directory = str(self.directory)  # for a sweep's summary
-        if error is not None and self._log_file is not None:  # launch tells the console
+        if (
+            error is not None and kind is not None and self._log_file is not None
+        ):  # launch tells the console
             why = f"stopped by {kind.__name__}: {error}"
             if isinstance(error, Exception) and not isinstance(error, InputError):  # a defect
                 why = "".join(traceback.format_exception(error))
@@ -111,7 +117,7 @@ class Run:
         return read_result(self.directory)
 
     def write_config(self) -> None:
-        text = OmegaConf.to_yaml(self.cfg, resolve=True).replace(str(Path.home()), "~")
+        text = without_home(OmegaConf.to_yaml(self.cfg, resolve=True))
         write_atomically(self.directory / "config.yaml", text)
 
     def write_result(self, result: dict) -> None:
@@ -124,8 +130,8 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file has either its old content or ``text``, never a part of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file has either its old content or the new one, never a part of it; text is UTF-8."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)

@@ -21,11 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tasks.config import as_group_choice, explain
 from tasks.errors import Busy, InputError, say
+from tasks.identity import running_code
 from tasks.protocol import task_facts
 from tasks.runs.directory import Run, is_first_process, write_atomically
 
-OK, FAILED, MEND, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes: finished; a defect; something to mend; another process works on it; stopped."""
+OK, FAILED, USER_ERROR, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes: finished; a defect; a mistake of the user; another process works on it; stopped."""
 
 
 @dataclass
@@ -69,6 +70,8 @@ def one_run(function: Callable[[DictConfig], Run | None]) -> Callable[[DictConfi
         hydra = HydraConfig.get()
         ending = Ending(list(hydra.overrides.task))
         file = None
+        if is_first_process():
+            running_code()  # read now: modules are loaded from here on, and the files may change
         if hydra.mode == RunMode.MULTIRUN:
             sys.argv[1:] = ending.overrides  # what Lightning starts other processes with
             if is_first_process():
@@ -89,7 +92,7 @@ _exit_codes: list[int] = []
 
 def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
     """Calls the function and notes its end; the primary metric of a finished run."""
-    score = None
+    score, Run.last_entered = None, None
     try:
         run = function(cfg)
         ending.status, ending.code, ending.note = "finished", OK, ""
@@ -101,15 +104,13 @@ def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
             ending.note = "" if score is None else f"{metric} {score:.2f}"
     except InputError as error:
         say(f"error: {error}")
-        ending.status, ending.code, ending.note = "failed", MEND, str(error)
-        ending.directory = getattr(error, "directory", None)
+        ending.status, ending.code, ending.note = "failed", USER_ERROR, str(error)
     except Busy as busy:
         say(str(busy))
         ending.status, ending.code, ending.note = "elsewhere", BUSY, "another process works on it"
         ending.directory = str(busy.directory)
     except (KeyboardInterrupt, SystemExit) as stop:
         ending.status, ending.note = "stopped", "the same command continues it"
-        ending.directory = getattr(stop, "directory", None)
         if getattr(stop, "code", 1) != 1:  # a launcher has requeued the job and ends this process
             raise
         ending.code = INTERRUPTED
@@ -117,7 +118,9 @@ def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
     except Exception as error:  # a defect, not a mistake of the user: with its stack trace
         traceback.print_exc()
         ending.status, ending.note = "failed", f"{type(error).__name__}: {error}"
-        ending.directory = getattr(error, "directory", None)
+    finally:
+        if ending.directory is None and Run.last_entered is not None:
+            ending.directory = str(Run.last_entered)
     return score
 
 
@@ -135,7 +138,7 @@ def main(train: Callable[[], None]) -> None:
     )  # argparse wants it first
     sys.argv[1:] = arguments
     code = _launch(train)
-    if Sweep.folder is not None and code != MEND:  # for which Hydra checks a sweep as a whole
+    if Sweep.folder is not None and code != USER_ERROR:  # for which Hydra checks a sweep as a whole
         code = max(code, summarize(Sweep.folder))
     sys.exit(max([code, *_exit_codes]) if Sweep.folder is None else code)
 
@@ -148,7 +151,7 @@ def _launch(train: Callable[[], None]) -> int:
         if _exit_codes or not (of_hydra or _is_of_the_command_line(error)):
             raise
         say(f"error: {explain(error, sys.argv[1:])}")
-        return MEND
+        return USER_ERROR
     except KeyboardInterrupt:
         say("interrupted; the same command continues from the last checkpoint")
         return INTERRUPTED
@@ -171,7 +174,7 @@ def summarize(folder: Path) -> int:
     endings = [Ending(**json.loads(file.read_text())) for file in files]
     if not endings:
         say("error: the sweep has no runs; a glob(...) that matches no option gives none")
-        return MEND
+        return USER_ERROR
     for ending in endings:  # meanwhile another sweep, or another run of this one, may have ended
         if ending.status == "elsewhere" and (Path(ending.directory) / "result.json").exists():
             ending.status, ending.code, ending.note = "finished", OK, "by another process"

@@ -21,7 +21,7 @@ from lcn import audit
 from tasks.data import Dataset, Datasets, DetectionDataset
 from tasks.data.loading import DataModule
 from tasks.errors import InputError
-from tasks.identity import git_commit, versions
+from tasks.identity import installed_packages, running_code, versions
 from tasks.models import scaled_norm
 from tasks.models.checkpoint import check_complete, load_weights
 from tasks.modules.module import TaskModule
@@ -35,6 +35,7 @@ from tasks.runs.callbacks import (
 )
 from tasks.runs.directory import Run, write_atomically
 from tasks.runs.loggers import Dashboard, make_loggers
+from tasks.runs.provenance import read_starts, without_path, write_start
 
 log = logging.getLogger("train")
 
@@ -139,6 +140,7 @@ def describe(cfg: DictConfig, run: Run, model: nn.Module, datasets: Datasets) ->
     """Logs what is about to be trained, and which norm layers will see a window."""
     if run.is_first_process:
         run.write_config()
+        note_start(run)
     norm, used = cfg.norm, scaled_norm(cfg)
     window = ""
     if "window" in norm and cfg.data.scale != 1 and norm.window != "all":
@@ -163,6 +165,22 @@ def describe(cfg: DictConfig, run: Run, model: nn.Module, datasets: Datasets) ->
     )
     log_learning_rate(cfg, run.total_batch)
     log_audit(cfg, run, model, datasets.eval)
+
+
+def note_start(run: Run) -> None:
+    """Notes code, packages and command in the run; warns where that is less than the whole."""
+    code = running_code()
+    overrides = [without_path(override) for override in HydraConfig.get().overrides.task]
+    starts = write_start(run.directory, code, installed_packages(), overrides)
+    if code.problem:
+        log.warning(f"warning: the commit is not known, git failed: {code.problem}")
+    for name in code.left_out:
+        log.warning(f"warning: too large for diff.patch: {name}")
+    if len(starts) > 1:
+        log.warning(
+            "warning: continued with other code or packages than it was started with; "
+            f"{run.directory / 'provenance.json'} has both"
+        )
 
 
 def log_learning_rate(cfg: DictConfig, total_batch: int) -> None:
@@ -264,6 +282,7 @@ def make_result(
         norm["window_used"] = scaled_norm(cfg)["window"]
     facts = task_facts(cfg.task.name)
     names = list(outcome.scores) if facts.metrics_by_group else facts.metrics
+    starts = read_starts(run.directory)
     return {
         "status": "finished",
         "experiment": HydraConfig.get().runtime.choices.get("experiment"),
@@ -287,14 +306,10 @@ def make_result(
         "device": device_name(trainer),
         "world_size": trainer.world_size,
         "versions": versions(),
-        "git_commit": git_commit(),
-        "overrides": [_without_path(override) for override in HydraConfig.get().overrides.task],
+        "git_commit": starts[-1].git_commit,
+        **({"code_changes": len(starts) - 1} if len(starts) > 1 else {}),
+        "overrides": starts[-1].overrides,
     }
-
-
-def _without_path(override: str) -> str:
-    key, _, value = override.partition("=")
-    return f"{key}=<path>" if "/" in value and "/" not in key else override
 
 
 def device_name(trainer: pl.Trainer) -> str:
