@@ -76,8 +76,8 @@ def test_the_page_s_own_tests_pass(extended):
 
 def test_what_the_page_adds_trains_is_listed_and_reported(extended):
     run(
-        extended, "train.py", "-m", "task=discs", "data=mini", "task/model=plain", "norm=gn,rms",
-        "trainer=cpu", "trainer.max_epochs=2",
+        extended, "train.py", "-m", "experiment=discs_gn", "data=mini", "task/model=plain",
+        "norm=gn,rms", "trainer=cpu", "trainer.max_epochs=2",
     )  # fmt: skip
     results = [json.loads(file.read_text()) for file in extended.glob("runs/**/result.json")]
     found = sorted((result["model"], result["norm"]["name"]) for result in results)

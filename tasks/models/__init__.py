@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lcn import convert_norm
+from tasks.config import plain
 from tasks.errors import InputError
 from tasks.models.checkpoint import load_backbone, load_imagenet_weights
 from tasks.models.hrnet import hrnetv2
@@ -85,7 +86,7 @@ def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any]) -> nn.Module:
         pretrained=path is not None,
         resize=tuple(cfg.data.resize),
         width=cfg.data.width,
-        sampling=OmegaConf.to_container(cfg.data.sampling) if cfg.data.sampling else None,
+        sampling=plain(cfg.data.sampling) if cfg.data.sampling else None,
     )
     model.notes = [
         "backbone from scratch (no task.backbone_checkpoint)"
@@ -116,13 +117,13 @@ def check_training_size(model: nn.Module, cfg: DictConfig) -> None:
         ) from None
 
 
-def scaled_norm(cfg: DictConfig) -> dict:
+def scaled_norm(cfg: DictConfig) -> dict[str, Any]:
     """``cfg.norm`` with its window times ``data.scale``, rounded down and at least 1.
 
     Rounding down keeps every layer windowed or global as at full size: p < H if and only if
     floor(p / 8) < H / 8 for every H that 8 divides.
     """
-    norm = OmegaConf.to_container(cfg.norm)
+    norm = plain(cfg.norm)
     window = norm.get("window", "all")
     if window != "all":
         sides = window if isinstance(window, list) else [window, window]
