@@ -76,12 +76,12 @@ def test_the_page_s_own_tests_pass(extended):
 
 def test_what_the_page_adds_trains_is_listed_and_reported(extended):
     run(
-        extended, "train.py", "-m", "experiment=discs_gn", "data=mini", "task/model=plain",
+        extended, "train.py", "-m", "experiment=discs_gn", "data=mini", "task/model=stack",
         "norm=gn,rms", "trainer=cpu", "trainer.max_epochs=2",
     )  # fmt: skip
     results = [json.loads(file.read_text()) for file in extended.glob("runs/**/result.json")]
     found = sorted((result["model"], result["norm"]["name"]) for result in results)
-    assert found == [("plain", "gn"), ("plain", "rms")]
+    assert found == [("stack", "gn"), ("stack", "rms")]
     for result in results:
         assert list(result["metrics"]) == ["miou", "pixel_acc"]
         assert set(result["class_iou"]) == {"background", "disc"}
