@@ -60,8 +60,9 @@ def train(cfg: DictConfig) -> Run | None:
             archive = write_submission(module, trainer, data, run.directory)
             outcome = training.Outcome(submission=archive)
         if trainer.is_global_zero:
-            run.write_result(training.make_result(cfg, run, trainer, outcome, history))
-            training.print_row(run.result)
+            result = training.make_result(cfg, run, trainer, outcome, history)
+            run.write_result(result)
+            training.print_row(result)
             say(f"\nresult, metrics, log, checkpoint: {run.directory}")
         finish_loggers(trainer, outcome.scores | history.cost)
         return run

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import csv
 import ctypes
+import functools
 import math
 import multiprocessing
 import os
@@ -163,9 +164,7 @@ def measure_algorithm1(options: argparse.Namespace, table: "Table") -> None:
     for window in (31, 127, 255):
         shape = (1, 64, 256, 512)
         functions = {**layers(2, window)}
-        functions["algorithm1"] = lambda x, weight, bias, window=window: algorithm1(
-            x, weight, bias, 2, window
-        )
+        functions["algorithm1"] = functools.partial(algorithm1, c_group=2, window=window)
         times = best_times(functions, shape, True, options.seconds)
         ratios.append(times["algorithm1"] / times["lcn"])
         table.add("algorithm1", f"window {window}", "forward+backward", shape, 2, window, times)
@@ -300,8 +299,8 @@ class Table:
         times: dict[str, float],
     ) -> None:
         ratio = times["lcn"] / times["gn"]
-        row = {"part": part, "what": what, "mode": mode, "shape": "x".join(map(str, shape))}
-        row.update({"c_group": c_group, "window": window})
+        row: dict[str, object] = {"part": part, "what": what, "mode": mode}
+        row |= {"shape": "x".join(map(str, shape)), "c_group": c_group, "window": window}
         row.update({f"{name}_ms": f"{1e3 * value:.3f}" for name, value in times.items()})
         self.rows.append({**row, "lcn_over_gn": f"{ratio:.3f}"})
         slow = times.get("algorithm1")

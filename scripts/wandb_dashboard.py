@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("WANDB_SILENT", "true")
 
@@ -35,8 +36,10 @@ def main() -> None:
             print(json.dumps(specifications(*build(arguments, entity)), indent=2))
             return
         require_key()
-        workspaces, report = build(arguments, arguments.entity or wandb.Api().default_entity)
-        for view in (*workspaces, report):
+        entity = arguments.entity or str(wandb.Api().default_entity)
+        workspaces, report = build(arguments, entity)
+        views: list[Any] = [*workspaces, report]
+        for view in views:
             view.save()
             print(view.url)
     except (InputError, wandb.errors.Error) as error:
@@ -146,7 +149,7 @@ def sections(task: str) -> dict[str, list]:
     facts = task_facts(task)
     primary = facts.primary
     others = [name for name in facts.metrics if name != primary]
-    found = {
+    found: dict[str, list[Any]] = {
         "Scores": [
             wr.BarPlot(title=f"{primary} by norm", metrics=[primary], **by_norm()),
             *[line(name) for name in (primary, *others)],
@@ -161,7 +164,7 @@ def sections(task: str) -> dict[str, list]:
     if task_config.kind == "detection":  # which has no loss in evaluation
         found["Training"].pop(1)
     if task_config.kind == "segmentation" and task_config.outputs > 1:
-        classes = [f"class_iou/{name}" for name in task_config.class_names]
+        classes: list[Any] = [f"class_iou/{name}" for name in task_config.class_names]
         found["Classes"] = [wr.BarPlot(title="IoU by class", metrics=classes, **by_norm())]
     if task_config.kind != "classification":
         keys = [f"validation/{number}" for number in range(1, 4)]
@@ -170,7 +173,7 @@ def sections(task: str) -> dict[str, list]:
     return found
 
 
-def by_norm() -> dict[str, str]:
+def by_norm() -> dict[str, Any]:
     """Seeds averaged, with their standard deviation."""
     return {"groupby": NORM, "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
 

@@ -8,13 +8,15 @@ import copy
 import difflib
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.errors import InputError
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 
 
-def _scaled(size, scale):
+def _scaled(size: int | Sequence[int] | None, scale: float) -> int | ListConfig | None:
     """A length in pixels or several times a factor, rounded down and at least 1; None for None."""
     if size is None:
         return None
@@ -124,15 +126,14 @@ def _valid_keys(arguments: list[str]) -> list[str]:
     ]
     keys: list[str] = []
 
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, child in node.items():
             keys.append(f"{prefix}{key}")
-            child = OmegaConf.to_container(node, resolve=False)[key]
             if isinstance(child, dict):
-                walk(node[key], f"{prefix}{key}.")
+                walk(child, f"{prefix}{key}.")
 
     with contextlib.suppress(HydraException, OmegaConfBaseException):
-        walk(_compose(choices), "")
+        walk(plain(_compose(choices), resolve=False), "")
     return sorted(groups | set(keys))
 
 
@@ -155,8 +156,10 @@ def _compose(overrides: list[str]) -> DictConfig:
         return hydra.compose("train", overrides)
 
 
-def plain(node: DictConfig | dict) -> dict:
+def plain(node: DictConfig | dict[str, Any], resolve: bool = True) -> dict[str, Any]:
     """A part of a configuration as dicts and lists of its own, with every value resolved."""
     if isinstance(node, dict):
         return copy.deepcopy(node)
-    return OmegaConf.to_container(node, resolve=True)
+    container = OmegaConf.to_container(node, resolve=resolve)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

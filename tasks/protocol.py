@@ -7,6 +7,7 @@ import csv
 import functools
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -56,7 +57,7 @@ def task_facts(name: str) -> TaskFacts:
     if name not in options("task"):
         raise InputError(f"task={name}: no such task; there are: {', '.join(options('task'))}")
     path = CONFIGS / "task" / f"{name}.yaml"
-    facts = OmegaConf.to_container(OmegaConf.load(path)).get("facts", {})
+    facts = plain(cast(DictConfig, OmegaConf.load(path)), resolve=False).get("facts", {})
     names = {field.name for field in fields(TaskFacts)}
     if names != facts.keys():
         raise InputError(
@@ -124,7 +125,7 @@ def paper_row(cfg: DictConfig) -> dict | None:
     as_published = cfg.data.crop == cfg.task.crop and cfg.trainer.max_epochs == cfg.task.epochs
     if cfg.paper is None and cfg.data.name == "full" and not as_published:
         return None
-    wanted = (cfg.task.name, cfg.task.model.name, canonical_norm(OmegaConf.to_container(cfg.norm)))
+    wanted = (cfg.task.name, cfg.task.model.name, canonical_norm(plain(cfg.norm)))
     found = {
         path.stem: experiment["paper"]
         for path in sorted((CONFIGS / "experiment").glob("*.yaml"))
@@ -144,14 +145,13 @@ def read_experiment(path: Path) -> dict:
 
     ``paper`` is None for a row of our own, which the paper does not have.
     """
-    raw = OmegaConf.to_container(OmegaConf.load(path))
+    raw = _load(path)
     chosen = {
         key.removeprefix("override /"): option
         for default in raw["defaults"]
         for key, option in default.items()
     }
-    norm = OmegaConf.load(CONFIGS / "norm" / f"{chosen['norm']}.yaml")
-    norm = OmegaConf.to_container(OmegaConf.merge(norm, raw.get("norm", {})))
+    norm = _load(CONFIGS / "norm" / f"{chosen['norm']}.yaml") | raw.get("norm", {})
     return {
         "identity": (chosen["task"], chosen["task/model"], canonical_norm(norm)),
         "paper": raw.get("paper"),
@@ -182,3 +182,8 @@ def metric_title(name: str) -> str:
         "pixel": "pixel", "mean": "mean", "mask": "mask", "overall": "overall",
     }  # fmt: skip
     return " ".join(words.get(word, word.capitalize()) for word in name.split("_"))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """What a yaml file of the configuration holds."""
+    return plain(cast(DictConfig, OmegaConf.load(path)))

@@ -264,7 +264,7 @@ def check_config(cfg: DictConfig) -> None:
 
 def _leaves(node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
     """Every key that has a rule, or no keys below it, with its value in plain Python."""
-    for name in node:
+    for name in map(str, node):
         key = f"{prefix}{name}"
         value = node[name]
         if isinstance(value, DictConfig) and (key not in RULES or _is_group(key)):
@@ -339,8 +339,8 @@ def _check_together(cfg: DictConfig) -> None:
 
 def _check_settings(key: str, given: DictConfig, known: dict[str, set[str]], needed: bool) -> None:
     """That an optimizer or a schedule has the settings of its name: all of them, or no others."""
-    own = known[given.name]
-    missing, foreign = own - given.keys(), given.keys() - own - {"name", "lr"}
+    own, there = known[given.name], set(map(str, given))
+    missing, foreign = own - there, there - own - {"name", "lr"}
     if needed and missing:
         wanted = ", ".join(f"+{key}.{name}=..." for name in sorted(missing))
         raise InputError(f"{key}.name={given.name} needs {wanted}")

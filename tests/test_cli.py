@@ -26,7 +26,7 @@ MESSAGES = {
     "mode=test": "mode=test needs checkpoint=",
     "norm=lcn,gn": "norm=lcn,gn: several values are a sweep, which -m asks for",
     "experiment=table1": "all 8 with -m 'experiment=glob(table1_*)'",
-    "task=5": "task=5: no such task; there are: chesapeake, cityscapes",
+    "task=5": "task=5: no such task; there are: camvid, chesapeake",
     "trainer=true": "trainer=true: no such trainer; there are: auto, cpu, ddp",
     "runs=~/x": """runs=~/x: cannot be read; quote a value""",
     "data.root=grün(1),x": """'data.root="grün(1),x"'""",

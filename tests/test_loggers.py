@@ -296,8 +296,8 @@ def test_dashboard_compares_norms_task_by_task():
     done = dashboard("--dry-run", "--entity", "team", "--data", "mini")
     assert done.returncode == 0, done.stderr
     sent = json.loads(done.stdout)
-    primary = ["miou", "top1_err", "ap_bbox", "overall_iou", "miou"]
-    assert [w["entity"] for w in sent["workspaces"]] == ["team"] * 5
+    primary = ["miou", "miou", "miou", "ap_bbox", "top1_err", "overall_iou"]  # tasks by name
+    assert [w["entity"] for w in sent["workspaces"]] == ["team"] * 6
     for workspace, metric in zip(sent["workspaces"], primary, strict=True):
         section = workspace["spec"]["section"]
         (runs,) = section["runSets"]

@@ -158,7 +158,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
                         f"{path} has no column {column} in its first line; unpack md_1m_2013.zip "
                         "again"
                     )
-            lines = [(reader.line_num, *(row[c] or "" for c in columns)) for row in reader]
+            lines = [(reader.line_num, [row[c] or "" for c in columns]) for row in reader]
     except FileNotFoundError:
         raise InputError(
             f"Chesapeake land cover not found: no {path.name} in {path.parent}\n"
@@ -172,15 +172,15 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
     if not lines:
         raise InputError(f"{path} lists no files; unpack md_1m_2013.zip again")
     _check_files(path, lines)
-    return [names for _, *names in lines]
+    return [names for _, names in lines]
 
 
-def _check_files(path: Path, lines: Sequence[tuple]) -> None:
+def _check_files(path: Path, lines: Sequence[tuple[int, list[str]]]) -> None:
     """Raise InputError if a file that a csv lists is not there; one look at each folder."""
     root = os.path.abspath(path.parent)
     listed = [
         (line, name and os.path.normpath(os.path.join(root, name)))
-        for line, *names in lines
+        for line, names in lines
         for name in names
     ]
     folders = {os.path.dirname(file) for _, file in listed if file}

@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -291,7 +291,7 @@ def _mat_elements(data: bytes) -> Iterator[tuple[int, bytes]]:
             at += 8 + size + (0 if kind == 15 else -size % 8)
 
 
-def _mat_array(data: bytes):
+def _mat_array(data: bytes) -> Any:
     """An array element: a str, a numeric array, or for a struct array a list of dicts."""
     if not data:
         return None

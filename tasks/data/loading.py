@@ -7,23 +7,23 @@ same images.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from torchvision import tv_tensors
 
-from tasks.data import Dataset, Datasets
+from tasks.data import Dataset, Datasets, Sample
 from tasks.data.transforms import make_transform
 from tasks.errors import InputError
 from tasks.identity import stable_seed
 
-Sample = dict[str, torch.Tensor | str]
 
-
-class Augmented:
+class Augmented(TorchDataset):
     """A dataset after its transform, indexed by (epoch, index): its random draws follow from it."""
 
     def __init__(self, dataset: Dataset, transform: Callable, seed: int):
@@ -32,7 +32,7 @@ class Augmented:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         seed = stable_seed(self.seed, epoch, index)
         sample = self.dataset.draw(index, np.random.default_rng(seed))
@@ -45,7 +45,7 @@ class Augmented:
         }
 
 
-def to_tv_tensors(sample: dict[str, np.ndarray | str | int]) -> dict:
+def to_tv_tensors(sample: Sample) -> dict[str, Any]:
     """A dataset's numpy sample with its arrays as what torchvision's transforms know."""
     image = tv_tensors.Image(torch.from_numpy(sample["image"].copy()).permute(2, 0, 1))
     arrays = {k: torch.from_numpy(v.copy()) for k, v in sample.items() if isinstance(v, np.ndarray)}
@@ -170,7 +170,7 @@ class DataModule(pl.LightningDataModule):
         batches = self.train_batches()
         if self.trainer is not None:
             # Said here, since a loading process reads ahead before Lightning tells the epoch.
-            loop = self.trainer.fit_loop
+            loop = cast(Any, self.trainer.fit_loop)  # whose counters are more than typed
             done = loop.epoch_loop.batch_progress.current.processed
             batches.continue_at(loop.epoch_progress.current.processed, done % len(batches))
         return self._loader(self.datasets.train, batches, training=True)
@@ -179,6 +179,7 @@ class DataModule(pl.LightningDataModule):
         return self._eval_loader(self.datasets.eval)
 
     def test_dataloader(self) -> DataLoader:
+        assert self.datasets.test is not None
         return self._eval_loader(self.datasets.test)
 
     def predict_dataloader(self) -> DataLoader:

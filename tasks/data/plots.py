@@ -19,7 +19,7 @@ SHEET_WIDTH = 1600  # pixels
 def colorize(label: np.ndarray, facts: TaskFacts) -> np.ndarray:
     """Class ids [H, W] as the task's colours, uint8 [H, W, 3]."""
     table = np.empty((256, 3), dtype=np.uint8)
-    table[:] = facts.ignored_color
+    table[:] = facts.ignored_color or 0
     colors = np.array(list((facts.classes or {}).values()), dtype=np.uint8)
     table[: len(colors)] = colors
     return table[label]
@@ -53,10 +53,10 @@ def label_figure(sample: Sample, prediction: np.ndarray | None, facts: TaskFacts
         ax.set_title(title)
         ax.set_axis_off()
     figure.suptitle(sample["name"])
-    colors = [*(facts.classes or {}).items(), ("ignored", facts.ignored_color)]
+    colors = (facts.classes or {}) | {"ignored": facts.ignored_color or [0, 0, 0]}
     legend = [
-        Patch(facecolor=np.array(color) / 255, edgecolor="grey", label=name)
-        for name, color in colors
+        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*color), edgecolor="grey", label=name)
+        for name, color in colors.items()
     ]
     figure.legend(handles=legend, loc="outside lower center", ncols=3 * len(panels), fontsize=8)
     return figure

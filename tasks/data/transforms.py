@@ -82,7 +82,7 @@ class RandomScaleCrop(v2.Transform):
         top, left = (int(torch.randint(free + 1, ())) for free in room)
         return {"size": size, "padding": padding, "top": top, "left": left}
 
-    def transform(self, inpt, params: dict):
+    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
         is_label = isinstance(inpt, tv_tensors.Mask)
         mode = v2.InterpolationMode.NEAREST if is_label else v2.InterpolationMode.BILINEAR
         inpt = F.resize(inpt, params["size"], interpolation=mode, antialias=False)

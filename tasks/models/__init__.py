@@ -1,15 +1,19 @@
 """From a configuration to a network whose norm layers are the ones asked for."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lcn import convert_norm
+from tasks.config import plain
 from tasks.errors import InputError
-from tasks.models.checkpoint import load_imagenet_weights
+from tasks.models.checkpoint import load_backbone, load_imagenet_weights
 from tasks.models.hrnet import hrnetv2
+from tasks.models.mask_rcnn import mask_rcnn
 from tasks.models.unet import UNet
 
 
@@ -22,42 +26,58 @@ def build_model(cfg: DictConfig) -> nn.Module:
         InputError: an unknown network, a file of weights of another network, or a norm that some
             layer's channels cannot be divided into.
     """
+    name, norm = cfg.task.model.name, scaled_norm(cfg)
     try:
-        return _build(cfg, len(cfg.task.bands))
+        if name == "mask_rcnn_r50_fpn":  # which puts its norms where they belong by itself
+            return _mask_rcnn(cfg, norm)
+        if name not in NETWORKS:
+            raise ValueError(f"task.model.name={name}: no such network")
+        input_shape = (1, len(cfg.task.bands), *cfg.data.crop)
+        return convert_norm(NETWORKS[name](cfg), norm, input_shape=input_shape)
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
-def _build(cfg: DictConfig, in_channels: int) -> nn.Module:
-    options, norm = cfg.task.model, scaled_norm(cfg)
-    if options.name == "mask_rcnn_r50_fpn":
-        return _detector(cfg, norm)
-    if options.name.startswith("hrnet"):
-        model = hrnetv2(options.name, cfg.task.outputs)
-        if options.pretrained is not None:
-            load_imagenet_weights(model, options.pretrained)
-    elif options.name == "resnet50":
-        import timm
-
-        model = timm.create_model("resnet50", num_classes=cfg.task.outputs)
-    elif options.name in ("unet", "unet_slim"):
-        widths = [max(1, int(width * cfg.data.width)) for width in options.widths]
-        model = UNet(
-            in_channels, cfg.task.outputs, widths, options.convolutions, options.transposed
-        )
-    elif options.name == "smp":
-        from tasks.models.smp import smp_model
-
-        model = smp_model(options.arch, options.encoder, in_channels, cfg.task.outputs)
-    else:
-        raise ValueError(f"task.model.name={options.name}: no such network")
-    return convert_norm(model, norm, input_shape=(1, in_channels, *cfg.data.crop))
+def _hrnet(cfg: DictConfig) -> nn.Module:
+    model = hrnetv2(cfg.task.model.name, cfg.task.outputs, len(cfg.task.bands))
+    if cfg.task.model.pretrained is not None:
+        load_imagenet_weights(model, cfg.task.model.pretrained)
+    return model
 
 
-def _detector(cfg: DictConfig, norm: dict) -> nn.Module:
-    from tasks.models.checkpoint import load_backbone
-    from tasks.models.mask_rcnn import mask_rcnn
+def _resnet50(cfg: DictConfig) -> nn.Module:
+    import timm
 
+    return timm.create_model("resnet50", num_classes=cfg.task.outputs)
+
+
+def _unet(cfg: DictConfig) -> nn.Module:
+    options = cfg.task.model
+    widths = [max(1, int(width * cfg.data.width)) for width in options.widths]
+    return UNet(
+        len(cfg.task.bands), cfg.task.outputs, widths, options.convolutions, options.transposed
+    )
+
+
+def _smp(cfg: DictConfig) -> nn.Module:
+    from tasks.models.smp import smp_model
+
+    options = cfg.task.model
+    return smp_model(options.arch, options.encoder, len(cfg.task.bands), cfg.task.outputs)
+
+
+NETWORKS: dict[str, Callable[[DictConfig], nn.Module]] = {
+    "hrnetv2_w18_small_v1": _hrnet,
+    "hrnetv2_w48": _hrnet,
+    "resnet50": _resnet50,
+    "unet": _unet,
+    "unet_slim": _unet,
+    "smp": _smp,
+}
+"""What makes each network, by ``task.model.name``, with norm layers that are then replaced."""
+
+
+def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any]) -> nn.Module:
     path = cfg.task.backbone_checkpoint
     model = mask_rcnn(
         cfg.task.model.name,
@@ -66,7 +86,7 @@ def _detector(cfg: DictConfig, norm: dict) -> nn.Module:
         pretrained=path is not None,
         resize=tuple(cfg.data.resize),
         width=cfg.data.width,
-        sampling=OmegaConf.to_container(cfg.data.sampling) if cfg.data.sampling else None,
+        sampling=plain(cfg.data.sampling) if cfg.data.sampling else None,
     )
     model.notes = [
         "backbone from scratch (no task.backbone_checkpoint)"
@@ -97,13 +117,13 @@ def check_training_size(model: nn.Module, cfg: DictConfig) -> None:
         ) from None
 
 
-def scaled_norm(cfg: DictConfig) -> dict:
+def scaled_norm(cfg: DictConfig) -> dict[str, Any]:
     """``cfg.norm`` with its window times ``data.scale``, rounded down and at least 1.
 
     Rounding down keeps every layer windowed or global as at full size: p < H if and only if
     floor(p / 8) < H / 8 for every H that 8 divides.
     """
-    norm = OmegaConf.to_container(cfg.norm)
+    norm = plain(cfg.norm)
     window = norm.get("window", "all")
     if window != "all":
         sides = window if isinstance(window, list) else [window, window]

@@ -211,7 +211,7 @@ def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
     """
     checkpoint = read_checkpoint(path)
     before = checkpoint.get("norm") or {}
-    if norm["name"] not in (before.get("name"), *FINE_TUNED_AS.get(before.get("name"), ())):
+    if norm["name"] not in (before.get("name"), *FINE_TUNED_AS.get(str(before.get("name")), ())):
         raise InputError(
             f"task.backbone_checkpoint={path} was trained with norm {_described(before)}, which "
             f"cannot be fine-tuned as {_described(norm)}: GN goes into GN or LCN, any other norm "

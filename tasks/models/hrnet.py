@@ -10,14 +10,14 @@ overriding that, the forward pass, the initialisation and the head leaves little
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-BatchNorm = partial(nn.BatchNorm2d, momentum=0.01)
+BatchNorm: Any = partial(nn.BatchNorm2d, momentum=0.01)  # timm's hints know classes alone
 
 
 class Architecture(NamedTuple):
@@ -155,9 +155,10 @@ class MultiResolutionModule(nn.Module):
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
         sums = []
         for target, layers in enumerate(self.fuse_layers):
-            total = layers[0](maps[0])
-            for source in range(1, len(maps)):
-                x = layers[source](maps[source])
+            first, *others = cast(nn.ModuleList, layers)
+            total = first(maps[0])
+            for source, layer in enumerate(others, start=1):
+                x = layer(maps[source])
                 total = total + (_resize(x, maps[target].shape[-2:]) if source > target else x)
             sums.append(F.relu(total))
         return sums

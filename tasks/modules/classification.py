@@ -1,5 +1,7 @@
 """Image classification: loss and evaluation of a network (paper section 4.3)."""
 
+from typing import cast
+
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -33,14 +35,19 @@ class Classification(TaskModule):
         logits, labels = self(batch["image"]), batch["label"]
         loss = F.cross_entropy(logits, labels)
         self.log("val_loss", loss, sync_dist=True, batch_size=len(labels))
+        metrics = self._metrics()
         for name, missed in missed_classes(logits, labels).items():
-            self.errors[name].update(100.0 * missed)
+            metrics[name].update(100.0 * missed)
 
     def on_validation_epoch_end(self) -> None:
-        self.scores = {name: metric.compute().item() for name, metric in self.errors.items()}
-        for metric in self.errors.values():
+        metrics = self._metrics()
+        self.scores = {name: metric.compute().item() for name, metric in metrics.items()}
+        for metric in metrics.values():
             metric.reset()
         self.log_scores()
+
+    def _metrics(self) -> dict[str, MeanMetric]:
+        return {name: cast(MeanMetric, metric) for name, metric in self.errors.items()}
 
 
 def missed_classes(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ class ConfusionByGroup(Metric):
     """
 
     full_state_update = False
+    counts: torch.Tensor
 
     def __init__(self, num_groups: int, num_classes: int, ignored: int):
         super().__init__()

@@ -1,8 +1,11 @@
 """What the training of every task has in common."""
 
+from typing import Any, cast
+
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 from tasks.errors import InputError
@@ -55,7 +58,7 @@ class TaskModule(pl.LightningModule):
             raise self._diverged("a weight is not finite")
 
     def _diverged(self, what: str) -> InputError:
-        lr = self.optimizers().param_groups[0]["lr"]
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         return InputError(
             f"training diverged: {what} at step {self.global_step} (epoch {self.current_epoch}, "
             f"learning rate {lr:.3g}); the checkpoint of the last whole epoch is kept; lower "
@@ -90,10 +93,11 @@ class TaskModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["norm"] = self.norm
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         total_batch = self.cfg.data.batch_size * self.trainer.world_size
         # Not trainer.estimated_stepping_batches: it makes the loader, and that begins to read,
         # before Lightning knows where a continued run goes on.
-        steps = len(self.trainer.datamodule.train_batches()) * self.cfg.trainer.max_epochs
+        data = cast(Any, self.trainer).datamodule
+        steps = len(data.train_batches()) * self.cfg.trainer.max_epochs
         steps = min(steps, self.cfg.trainer.max_steps or steps)
         return make_optimizer(self.parameters(), self.cfg, total_batch, steps)

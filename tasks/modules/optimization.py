@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 from tasks.errors import InputError
@@ -15,7 +16,7 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 def make_optimizer(
     parameters: Iterable[nn.Parameter], cfg: DictConfig, total_batch: int, steps: int
-) -> dict:
+) -> OptimizerLRSchedulerConfig:
     """The optimizer and its schedule, stepped once per iteration, in Lightning's form.
 
     Args:
@@ -34,8 +35,10 @@ def make_optimizer(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = OPTIMIZERS[name](trained, **settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(cfg.task.schedule, steps))
-    schedule = {"scheduler": scheduler, "interval": "step", "name": "lr"}  # the loggers' name
-    return {"optimizer": optimizer, "lr_scheduler": schedule}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
+    }
 
 
 def _factor(schedule: DictConfig, steps: int) -> Callable[[int], float]:

@@ -26,6 +26,8 @@ class Segmentation(TaskModule):
         ignored: label value that takes no part in loss and metrics.
     """
 
+    class_weights: torch.Tensor
+
     def __init__(
         self,
         model: nn.Module,

@@ -4,6 +4,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import rasterio
@@ -45,11 +46,12 @@ def write_submission(
         masks.mkdir(parents=True)
     trainer.strategy.barrier()
     writer = MaskWriter(windows, masks)
-    trainer.callbacks.append(writer)
+    callbacks: list[pl.Callback] = cast(Any, trainer).callbacks
+    callbacks.append(writer)
     try:
         trainer.predict(module, data, return_predictions=False)
     finally:
-        trainer.callbacks.remove(writer)
+        callbacks.remove(writer)
         writer.close()
     trainer.strategy.barrier()
     if trainer.is_global_zero:
@@ -83,13 +85,13 @@ class MaskWriter(BasePredictionWriter):
     ) -> None:
         for index, classes in zip(batch["index"].tolist(), prediction, strict=True):
             number, window, core = self.dataset.windows[index]
-            if number != self._number:
-                self._open(number)
+            if number != self._number or self._mask is None:
+                self._mask = self._open(number)
             mask = (255 * classes[core_of(window, core)]).to(torch.uint8).cpu().numpy()
             place = Window(core.left, core.top, core.width, core.height)
             self._mask.write(mask, 1, window=place)
 
-    def _open(self, number: int) -> None:
+    def _open(self, number: int) -> rasterio.io.DatasetWriter:
         self.close()
         tile = self.dataset.tiles[number]
         with open_raster(tile.image) as image:
@@ -103,10 +105,8 @@ class MaskWriter(BasePredictionWriter):
                 "transform": image.transform,
                 "compress": "deflate",
             }
-        self._number, self._mask = (
-            number,
-            rasterio.open(self.folder / tile.image.name, "w", **profile),
-        )
+        self._number = number
+        return rasterio.open(self.folder / tile.image.name, "w", **profile)
 
     def close(self) -> None:
         if self._mask is not None:

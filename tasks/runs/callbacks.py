@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
+from tasks.modules.module import TaskModule
 from tasks.runs.directory import write_atomically
 
 log = logging.getLogger("train")
@@ -141,7 +142,7 @@ class History(pl.Callback):
         if module.scores:
             if "val_loss" in trainer.callback_metrics:
                 self.rows[-1]["val_loss"] = trainer.callback_metrics["val_loss"].item()
-            self.rows[-1] |= module.scores
+            self.rows[-1] |= cast(TaskModule, module).scores
         if trainer.is_global_zero:
             self._write()
 
@@ -169,8 +170,9 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
-    except (OSError, TypeError):  # not Linux
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+        return int(peak) / 2**10
+    except (OSError, ValueError):  # not Linux
         import resource
 
         unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -364,21 +366,20 @@ class ProgressLine(ProgressBar):
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        if self._bar is None:
-            return
-        self._describe(trainer)
-        self._bar.update()
+        if self._bar is not None:
+            self._describe(trainer, self._bar)
+            self._bar.update()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._score = module.scores.get(self.primary, math.nan)
+        self._score = cast(TaskModule, module).scores.get(self.primary, math.nan)
         if self._bar is not None:
-            self._describe(trainer)
+            self._describe(trainer, self._bar)
 
-    def _describe(self, trainer: pl.Trainer) -> None:
+    def _describe(self, trainer: pl.Trainer, bar: tqdm) -> None:
         loss = trainer.callback_metrics.get("loss")
         score = "    -" if math.isnan(self._score) else f"{self._score:5.2f}"
         label = "mIoU" if self.primary == "miou" else self.primary
-        self._bar.set_description_str(
+        bar.set_description_str(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
             f"loss {float(loss) if loss is not None else math.nan:.4f}  {label} {score}",
             refresh=False,

@@ -79,10 +79,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if (
-            error is not None and kind is not None and self._log_file is not None
-        ):  # launch tells the console
-            why = f"stopped by {kind.__name__}: {error}"
+        if error is not None and self._log_file is not None:  # launch tells the console
+            why = f"stopped by {type(error).__name__}: {error}"
             if isinstance(error, Exception) and not isinstance(error, InputError):  # a defect
                 why = "".join(traceback.format_exception(error))
             self._log_file.emit(logging.makeLogRecord({"msg": why}))

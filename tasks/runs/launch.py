@@ -176,7 +176,8 @@ def summarize(folder: Path) -> int:
         say("error: the sweep has no runs; a glob(...) that matches no option gives none")
         return USER_ERROR
     for ending in endings:  # meanwhile another sweep, or another run of this one, may have ended
-        if ending.status == "elsewhere" and (Path(ending.directory) / "result.json").exists():
+        place = Path(ending.directory or "")
+        if ending.status == "elsewhere" and (place / "result.json").exists():
             ending.status, ending.code, ending.note = "finished", OK, "by another process"
     common = set.intersection(*(set(ending.overrides) for ending in endings))
     names = [_name(ending.overrides, common) for ending in endings]

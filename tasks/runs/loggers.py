@@ -8,8 +8,9 @@ off.
 import csv
 import logging
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,14 +18,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from tasks.config import plain
 from tasks.data import Dataset
 from tasks.data.loading import Augmented
 from tasks.data.transforms import IGNORED, make_transform
 from tasks.errors import InputError
 from tasks.modules.module import TaskModule
+from tasks.modules.segmentation import Segmentation
 from tasks.protocol import norm_label
 from tasks.runs.callbacks import History
 from tasks.runs.directory import Run, write_atomically
+
+WandbMode = Literal["online", "offline", "disabled", "shared"]
 
 if TYPE_CHECKING:  # it takes a second to import: only runs that use it do
     import wandb
@@ -65,7 +70,7 @@ class Wandb(WandbLogger):
     def __init__(self, started: "wandb.Run"):
         super().__init__(project=started.project, experiment=started)
 
-    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # wandb takes steps in rising order only, and a continued run repeats those that came after
         # its checkpoint.
         run = self.experiment
@@ -107,7 +112,7 @@ def start_wandb(cfg: DictConfig, run: Run) -> "wandb.Run":
     return started
 
 
-def wandb_mode(offline: bool | None) -> str:
+def wandb_mode(offline: bool | None) -> WandbMode:
     """wandb's mode: as asked for, else as wandb is set up, else online if there is a key.
 
     Raises:
@@ -120,7 +125,7 @@ def wandb_mode(offline: bool | None) -> str:
         return "offline"
     settings = wandb.setup().settings  # WANDB_MODE, `wandb offline`
     if offline is None and settings.mode != "online":
-        return settings.mode
+        return cast(WandbMode, settings.mode)
     try:
         key = wbauth.authenticate_session(
             host=settings.base_url, source="train.py", prompt=False, update_session=False
@@ -165,7 +170,7 @@ def wandb_id(directory: Path) -> str:
 def without_home(cfg: DictConfig) -> dict:
     """The resolved configuration as ``config.yaml`` has it, without the home folder's path."""
     text = OmegaConf.to_yaml(cfg, resolve=True).replace(str(Path.home()), "~")
-    return OmegaConf.to_container(OmegaConf.create(text))
+    return plain(cast(DictConfig, OmegaConf.create(text)))
 
 
 def finish_loggers(trainer: pl.Trainer, scores: dict[str, float]) -> None:
@@ -197,7 +202,7 @@ class Dashboard(pl.Callback):
         self.cfg, self.run, self.history, self.eval_set = cfg, run, history, eval_set
         self._shown = 0
 
-    def on_train_start(self, trainer: pl.Trainer, module: TaskModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         import wandb
 
         for run in _wandb_runs(trainer):
@@ -211,12 +216,13 @@ class Dashboard(pl.Callback):
                 windowed = [row[-1] for row in rows if row[0] == phase]
                 run.summary[f"windowed_layers_{phase}"] = sum(windowed)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: TaskModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = self.history.rows[-1]
         names = ("seconds", "samples_per_second", "memory_mib")
         self._log(trainer, {"loss_epoch": epoch["loss"]} | {name: epoch[name] for name in names})
 
-    def on_validation_end(self, trainer: pl.Trainer, module: TaskModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        module = cast(TaskModule, module)
         by_class = {
             f"{kind}/{name}": value
             for kind, values in module.breakdown.items()
@@ -275,7 +281,8 @@ def segmentation_picture(
 
     sample = dataset[index]
     logits = module(inputs[0, index]["image"][None].to(module.device))
-    masks = {"ground_truth": sample["label"], "prediction": module.decide(logits)[0].cpu().numpy()}
+    prediction = cast(Segmentation, module).decide(logits)[0].cpu().numpy()
+    masks = {"ground_truth": sample["label"], "prediction": prediction}
     names = dict(enumerate(cfg.task.class_names)) | {IGNORED: "ignored"}
     every = -(-max(sample["label"].shape) // PICTURE_SIDE)
     return wandb.Image(

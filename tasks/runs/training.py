@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lcn import audit
+from tasks.config import plain
 from tasks.data import Dataset, Datasets, DetectionDataset
 from tasks.data.loading import DataModule
 from tasks.errors import InputError
@@ -74,14 +76,14 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
     primary = task_facts(cfg.task.name).primary
     history = History(run.directory / "metrics.csv", primary, run.total_batch)
     loggers = make_loggers(cfg, run)
-    callbacks = [history]
+    callbacks: list[pl.Callback] = [history]
     if loggers:
         callbacks += [Dashboard(cfg, run, history, datasets.eval), LearningRateMonitor("step")]
     callbacks.append(Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes))
     callbacks.append(StopsAtOnce())
     if cfg.trainer.progress_bar:
         callbacks.append(ProgressLine(primary))
-    settings = OmegaConf.to_container(cfg.trainer, resolve=True)
+    settings = plain(cfg.trainer)
     trainer = _lightning_trainer(
         accelerator=settings["accelerator"],
         devices=settings["devices"],
@@ -204,7 +206,8 @@ def log_learning_rate(cfg: DictConfig, total_batch: int) -> None:
 
 def training_size(cfg: DictConfig) -> tuple[int, int]:
     """Height and width of what the network is trained on: crops, or whole images resized."""
-    return tuple(cfg.data.crop or cfg.data.resize)
+    height, width = cfg.data.crop or cfg.data.resize
+    return height, width
 
 
 def evaluation_size(cfg: DictConfig, eval_set: Dataset) -> tuple[int, int]:
@@ -221,12 +224,14 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) ->
     columns = ("name", "kind", "channels", "height", "width", "window", "windowed")
     writer.writerow(("phase", *columns))
     sizes = {"training": training_size(cfg), "evaluation": evaluation_size(cfg, eval_set)}
-    forward = None
+    forward: Callable[[Any, torch.Tensor], None] | None = None
     if cfg.task.kind == "detection":  # whose forward pass needs targets, and images of whole cells
-        from tasks.models.mask_rcnn import reach_norms as forward
+        from tasks.models.mask_rcnn import reach_norms
 
+        forward = reach_norms
         sizes = {
-            phase: tuple(32 * -(-side // 32) for side in size) for phase, size in sizes.items()
+            phase: (32 * -(-height // 32), 32 * -(-width // 32))
+            for phase, (height, width) in sizes.items()
         }
     for phase, size in sizes.items():
         report = audit(model, (1, len(cfg.task.bands), *size), forward=forward)
@@ -277,7 +282,7 @@ def make_result(
     cfg: DictConfig, run: Run, trainer: pl.Trainer, outcome: Outcome, history: History
 ) -> dict:
     """The content of ``result.json``: metrics in percent, and what gave them."""
-    norm = OmegaConf.to_container(cfg.norm)
+    norm = plain(cfg.norm)
     if "window" in norm:
         norm["window_used"] = scaled_norm(cfg)["window"]
     facts = task_facts(cfg.task.name)
@@ -382,5 +387,5 @@ def evaluate(trainer: pl.Trainer, module: TaskModule, data: DataModule) -> None:
         for name, value in module.scores.items():
             print(f"{name:24}{value:8.2f}")
         for by_class in module.breakdown.values():
-            for name, value in by_class.items():
-                print(f"  {name:22}{'-' if value is None else f'{value:.2f}':>8}")
+            for name, score in by_class.items():
+                print(f"  {name:22}{'-' if score is None else f'{score:.2f}':>8}")
