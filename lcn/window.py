@@ -55,13 +55,23 @@ def axis_bounds(
     size: int, window: int, rule: str, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """``start`` and ``stop`` of every cell's window along one axis: two int64 ``[size]``."""
-    cell = torch.arange(size, device=device)
+    return bounds_of_cells(torch.arange(size, device=device), size, window, rule)
+
+
+def bounds_of_cells(
+    cell: Tensor, size: int | Tensor, window: int, rule: str
+) -> tuple[Tensor, Tensor]:
+    """``start`` and ``stop`` of the window of each ``cell`` (int64) on an axis of ``size`` cells.
+
+    If ``size`` is a tensor (int64, no dimensions) these are operators alone, so that a trace is
+    right at every size. Where the released layer is global its bounds mean nothing.
+    """
     if rule == "tiled":
         start = cell // window * window
         return start, (start + window).clamp(max=size)
     if rule == "released":
-        start = (cell - window // 2).clamp(0, size - window - 1) + 1
+        start = (cell - window // 2).clamp(min=0).clamp(max=size - window - 1) + 1
         return start, start + window
-    window = min(window, size)
-    start = (cell - window // 2).clamp(0, size - window)
-    return start, start + window
+    length = size.clamp(max=window) if isinstance(size, Tensor) else min(window, size)
+    start = (cell - length // 2).clamp(min=0).clamp(max=size - length)
+    return start, start + length
