@@ -39,7 +39,7 @@ def build_norm(norm: Mapping[str, Any]) -> NormFactory:
         window: cells of the feature map (``lcn*``; default 227): int, ``[p, q]`` or ``"all"``.
         eps: added to the variance; default 1e-5.
         momentum: of the running statistics (``bn``, ``sync_bn``); default 0.1.
-        window_unit, windows: windows in input pixels, windows by layer name.  They need to know
+        window_unit, windows: windows in input pixels, windows by layer name. They need to know
             the model: :func:`lcn.convert_norm` takes them, here only ``window_unit: feature`` is
             possible.
 

@@ -62,7 +62,7 @@ def convert_norm(
 
     Replaced are BatchNorm2d, SyncBatchNorm, FrozenBatchNorm2d, GroupNorm, InstanceNorm2d,
     LayerNorm2d-like layers, their fused norm-plus-activation forms in timm, and this package's own.
-    Other norm layers (1-D, 3-D, token-wise) stay, and a warning names them.  If ``model`` is itself
+    Other norm layers (1-D, 3-D, token-wise) stay, and a warning names them. If ``model`` is itself
     a norm layer, its replacement is returned.
 
     Device, dtype, training mode and hooks are kept; a module used in several places stays shared.
@@ -74,7 +74,7 @@ def convert_norm(
             ``window_unit: input`` (windows in input pixels, divided by each layer's stride) and
             ``windows: {pattern: window}`` (by layer name, first match, as in ``fnmatch``) besides.
         keep_affine: carry weight, bias and whether they are trained over; the weights of frozen
-            layers become trainable.  Otherwise the new layers keep their own initial values.
+            layers become trainable. Otherwise the new layers keep their own initial values.
         input_shape: ``(N, C, H, W)`` or ``(C, H, W)``; needed for ``window_unit: input``.
 
     Raises:

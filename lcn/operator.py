@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -42,7 +43,13 @@ transforms_are_active = torch._C._are_functorch_transforms_active
 
 def forward_mode_is_active() -> bool:
     """Whether some level of forward-mode differentiation is open, of ``torch.func`` or plain."""
-    return forward_ad._current_level >= 0
+    if forward_ad._current_level >= 0:
+        return True
+    if not transforms_are_active():
+        return False
+    # A compiled program opens its levels without telling the module above.
+    levels = get_interpreter_stack() or ()
+    return any(level.key() == TransformType.Jvp for level in levels)
 
 
 @torch.library.impl("lcn::local_context_norm", ("CPU", "CUDA"))

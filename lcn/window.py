@@ -4,7 +4,7 @@ Along one axis of length ``size`` and with window ``w``, cell ``i`` is normalize
 ``[start, stop)``:
 
 centered   ``start = clamp(i - w' // 2, 0, size - w')`` with ``w' = min(w, size)``: at a border the
-           window moves inside instead of shrinking.  Each axis on its own.
+           window moves inside instead of shrinking. Each axis on its own.
 released   the authors' published layer, whose integral image has no zero row: one cell further,
            ``start = clamp(i - w // 2, 0, size - w - 1) + 1``; the whole map as soon as the window
            reaches the map's size on *either* axis.
