@@ -150,9 +150,7 @@ class _Backward(_SingleLevelFunction):
 def _forward_with_autograd(*inputs: Any) -> Any:
     if forward_mode_is_active():
         x, weight, bias, channels_per_group, p, q, *rest = inputs
-        return reference.local_context_norm(
-            x, weight, bias, channels_per_group, (p, q), *rest[:-1]
-        )
+        return reference.local_context_norm(x, weight, bias, channels_per_group, (p, q), *rest[:-1])
     return _at_this_level(_Forward, *inputs)
 
 
@@ -165,11 +163,11 @@ def _backward_with_autograd(*inputs: Any) -> Any:
     return _one_level_below(_backward_operator, *inputs)
 
 
-def _at_this_level(function: type[_SingleLevelFunction], *inputs: Any) -> Any:
+def _at_this_level(function: Any, *inputs: Any) -> Any:
     if not transforms_are_active():
-        return function.apply(*inputs)  # type: ignore[no-untyped-call]
+        return function.apply(*inputs)
     with enable_single_level_autograd_function():
-        return function.apply(*inputs)  # type: ignore[no-untyped-call]
+        return function.apply(*inputs)
 
 
 def _one_level_below(operator: Any, *inputs: Any) -> Any:

@@ -28,7 +28,7 @@ def local_context_norm(
     grouped = grouped - grouped.detach().mean(dim=(2, 3, 4), keepdim=True)
     height, rows = _axis(x[0, 0, :, 0], window[0], rule)
     width, columns = _axis(x[0, 0, 0, :], window[1], rule)
-    source, unbiased = grouped, 0
+    source, unbiased = grouped, torch.zeros((), dtype=dtype, device=x.device)
     if rule == "released":
         is_global = (height <= window[0]) | (width <= window[1])
         rows, columns = _whole_if(is_global, rows, height), _whole_if(is_global, columns, width)

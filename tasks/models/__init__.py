@@ -11,6 +11,7 @@ from tasks.errors import InputError
 from tasks.models.checkpoint import load_imagenet_weights
 from tasks.models.hrnet import hrnetv2
 from tasks.models.unet import UNet
+from tasks.protocol import given_norm
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -103,7 +104,7 @@ def scaled_norm(cfg: DictConfig) -> dict:
     Rounding down keeps every layer windowed or global as at full size: p < H if and only if
     floor(p / 8) < H / 8 for every H that 8 divides.
     """
-    norm = OmegaConf.to_container(cfg.norm)
+    norm = given_norm(OmegaConf.to_container(cfg.norm))
     window = norm.get("window", "all")
     if window != "all":
         sides = window if isinstance(window, list) else [window, window]
