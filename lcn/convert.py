@@ -1,6 +1,7 @@
 """Swaps the norm layers of any model."""
 
 import fnmatch
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -95,16 +96,14 @@ def convert_norm(
             that matches no layer; for a model wrapped in DistributedDataParallel or FSDP.
     """
     _refuse_wrapped(model)
-    layers = dict(named_norm_layers(model))
+    options = None if callable(norm) else checked_options(norm)
+    layers = {n: layer for n, layer in named_norm_layers(model) if not _stays(layer, options)}
     left = {name: why for name, layer in layers.items() if (why := _own_addition(layer))}
     layers = {name: layer for name, layer in layers.items() if name not in left}
-    options = None if callable(norm) else checked_options(norm)
     factories = _factories(model, layers, options, norm, input_shape)
     replacement: dict[nn.Module, nn.Module] = {}
     problems: dict[str, list[str]] = {}
     for name, layer in layers.items():
-        if options is not None and _stays(layer, options["name"]):
-            continue
         try:
             fresh = _batch_norm_copy(layer, options) or factories[name](num_channels(layer) or 0)
         except ValueError as error:
@@ -112,8 +111,8 @@ def convert_norm(
             continue
         replacement[layer] = _take_over(layer, fresh, keep_affine)
     if problems:
-        raise ValueError(_described(problems))
-    left.update(_other_norms(model))
+        raise ValueError(_described(problems, layers, options))
+    left.update(_other_norms(model, options))
     if left:
         names = ", ".join(f"{name or 'the model itself'} ({why})" for name, why in left.items())
         warnings.warn(f"convert_norm left in place: {names}", stacklevel=2)
@@ -144,7 +143,7 @@ def _own_addition(layer: nn.Module) -> str | None:
     return None
 
 
-def _other_norms(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _other_norms(model: nn.Module, options: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Norm layers that are none of those to replace: where they are, and what they are."""
     for name, module in named_other_norms(model):
         if "parametrizations" not in name.split("."):  # of a weight, such as spectral norm
@@ -154,7 +153,7 @@ def _other_norms(model: nn.Module) -> Iterator[tuple[str, str]]:
             yield name, f"{module.original_name}: compiled by torch.jit"
         for attribute, value in vars(module).items():
             for place, norm in () if attribute in _OF_MODULE else _modules_in(value):
-                if norm_kind(norm) is not None:
+                if norm_kind(norm) is not None and not _stays(norm, options):
                     path = f"{name}.{attribute}" if name else attribute
                     yield path + place, f"{type(norm).__name__}: kept outside the module's children"
 
@@ -170,14 +169,22 @@ def _modules_in(value: Any, depth: int = 3) -> Iterator[tuple[str, nn.Module]]:
                 yield f"[{key!r}]{place}", module
 
 
-def _described(problems: Mapping[str, Sequence[str]]) -> str:
-    """What hinders a conversion: a line per reason, with the layers it concerns."""
+def _described(
+    problems: Mapping[str, Sequence[str]],
+    layers: Mapping[str, nn.Module],
+    options: Mapping[str, Any] | None,
+) -> str:
+    """What hinders a conversion: a line per reason, and what would do for all layers."""
     lines = ["convert_norm changed nothing, these layers cannot be replaced:"]
     for reason, names in problems.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         lines.append(f"  {', '.join(names[:3])}{more}: {reason}")
     if len(lines) > _MOST_LINES:
-        lines[_MOST_LINES:] = [f"  and {len(lines) - _MOST_LINES} reasons more"]
+        lines[_MOST_LINES - 1 :] = [f"  and {len(lines) - _MOST_LINES + 1} reasons more"]
+    if options is not None and options.get("groups") != "keep":
+        common = math.gcd(*(num_channels(layer) or 0 for layer in layers.values()))
+        divisors = (str(d) for d in range(1, common + 1) if common % d == 0)
+        lines.append(f"  possible for every layer: {', '.join(divisors)}")
     return "\n".join(lines)
 
 
@@ -270,7 +277,8 @@ def _strides(
     return {name: (stride(name, 0, height), stride(name, 1, width)) for name in layers}
 
 
-def _stays(layer: nn.Module, name: str) -> bool:
+def _stays(layer: nn.Module, options: Mapping[str, Any] | None) -> bool:
+    name = None if options is None else options["name"]
     return name in ("bn", "sync_bn") and norm_kind(layer) == name
 
 
