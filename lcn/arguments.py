@@ -56,7 +56,7 @@ def check_arguments(
             f"got {channels_per_group}"
         )
     for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is not None and tuple(vector.shape) != (channels,):
+        if vector is not None and vector.shape != (channels,):
             raise ValueError(
                 f"{name} must have shape ({channels},), one value per channel of x, "
                 f"got {tuple(vector.shape)}"

@@ -92,12 +92,15 @@ def _normalize(
 ) -> Tensor:
     """Picks what computes ``x`` ``[N, C, H, W]``."""
     has_kernel = backend != "reference" and x.device.type in ("cpu", "cuda", "meta")
+    is_tracing = torch.jit.is_tracing()
+    is_recorded = is_tracing or torch.compiler.is_compiling()
     # ONNX knows no such operator, and a trace keeps the branches that its example took.
-    if torch.onnx.is_in_onnx_export() or (torch.jit.is_tracing() and not has_kernel):
+    if is_recorded and (torch.onnx.is_in_onnx_export() or (is_tracing and not has_kernel)):
         return size_free.local_context_norm(x, weight, bias, channels_per_group, window, eps, rule)
     if not has_kernel:
         return reference.local_context_norm(x, weight, bias, channels_per_group, window, eps, rule)
-    if backend == "auto" and _is_group_norm(x, channels_per_group, window, rule):
+    may_be_group_norm = backend == "auto" and not is_recorded
+    if may_be_group_norm and _is_group_norm(x, channels_per_group, window, rule):
         return _group_norm(x, weight, bias, channels_per_group, eps, rule)
     return operator.local_context_norm(
         x, weight, bias, channels_per_group, *window, eps, rule, backend
@@ -107,12 +110,10 @@ def _normalize(
 def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], rule: str) -> bool:
     """Whether the window covers the map, so that PyTorch's own Group Normalization can run.
 
-    What is compiled or traced keeps the operator, which does not ask how large the map is; so do
-    forward mode and the transforms of ``torch.func``, of which Group Normalization lacks some.
-    On large tensors the CPU kernel is faster, where it can write to huge pages.
+    Forward mode and the transforms of ``torch.func`` keep to the operator, because Group
+    Normalization lacks some. On large tensors the CPU kernel is faster, where it can write to huge
+    pages.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
     if operator.transforms_are_active() or operator.forward_mode_is_active():
         return False
     n, _, h, w = x.shape

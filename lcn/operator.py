@@ -35,10 +35,23 @@ torch.library.define(
     tags=_TAGS,
 )
 
-local_context_norm = torch.ops.lcn.local_context_norm.default
+_operator = torch.ops.lcn.local_context_norm.default
 _backward_operator = torch.ops.lcn.local_context_norm_backward.default
 
 transforms_are_active = torch._C._are_functorch_transforms_active
+
+
+def local_context_norm(*inputs: Any) -> Tensor:
+    """The operator; see its schema for the arguments."""
+    y: Tensor = _call(_operator, _forward_with_autograd, inputs)
+    return y
+
+
+def _call(operator: Any, with_autograd: Any, inputs: tuple[Any, ...]) -> Any:
+    """Past the dispatcher, which takes time, where it would find nothing else to do first."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms_are_active():
+        return operator(*inputs)
+    return with_autograd(*inputs)
 
 
 def forward_mode_is_active() -> bool:
@@ -116,13 +129,14 @@ class _Forward(_SingleLevelFunction):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.arguments = arguments
-        y: Tensor = _one_level_below(local_context_norm, x, weight, bias, *arguments)
+        y: Tensor = _one_level_below(_operator, x, weight, bias, *arguments)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        dx, dweight, dbias = _backward_operator(grad, x, weight, *ctx.arguments)
+        inputs = (grad, x, weight, *ctx.arguments)
+        dx, dweight, dbias = _call(_backward_operator, _backward_with_autograd, inputs)
         needed = zip(ctx.needs_input_grad, (dx, dweight, dbias), strict=False)
         return *(d if needs else None for needs, d in needed), *[None] * len(ctx.arguments)
 
@@ -146,7 +160,6 @@ class _Backward(_SingleLevelFunction):
         return *second, *[None] * (3 - len(second) + len(ctx.arguments))
 
 
-@torch.library.impl("lcn::local_context_norm", "Autograd")
 def _forward_with_autograd(*inputs: Any) -> Any:
     if forward_mode_is_active():
         x, weight, bias, channels_per_group, p, q, *rest = inputs
@@ -154,13 +167,18 @@ def _forward_with_autograd(*inputs: Any) -> Any:
     return _at_this_level(_Forward, *inputs)
 
 
-@torch.library.impl("lcn::local_context_norm_backward", "Autograd")
+torch.library.impl("lcn::local_context_norm", "Autograd", _forward_with_autograd)
+
+
 def _backward_with_autograd(*inputs: Any) -> Any:
     if forward_mode_is_active():
         return _gradients(reference_kernel, *inputs)
     if torch.is_grad_enabled():
         return _at_this_level(_Backward, *inputs)
     return _one_level_below(_backward_operator, *inputs)
+
+
+torch.library.impl("lcn::local_context_norm_backward", "Autograd", _backward_with_autograd)
 
 
 def _at_this_level(function: Any, *inputs: Any) -> Any:
@@ -191,10 +209,10 @@ def _forward_vmap(
     batch = info.batch_size
     if in_dims[1] is None and in_dims[2] is None:
         samples = x.movedim(in_dims[0], 0)
-        y = local_context_norm(samples.flatten(0, 1), weight, bias, *arguments)
+        y = _operator(samples.flatten(0, 1), weight, bias, *arguments)
         return y.unflatten(0, samples.shape[:2]), 0
     folded = _into_channels(batch, in_dims, x, weight, bias)
-    return local_context_norm(*folded, *arguments).unflatten(1, (batch, -1)), 1
+    return _operator(*folded, *arguments).unflatten(1, (batch, -1)), 1
 
 
 @torch.library.register_vmap("lcn::local_context_norm_backward")
