@@ -224,6 +224,17 @@ def test_each_layer_keeps_its_own_groups():
     assert image.min() >= 0
 
 
+def test_a_network_trained_with_group_norm_computes_the_same_where_windows_cover_the_maps():
+    model, image = timm.create_model("resnet50_gn").eval(), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        convert_norm(model, {"name": "lcn", "groups": "keep", "window": 227})
+        torch.testing.assert_close(model(image), expected)
+    layers = [module for module in model.modules() if isinstance(module, LocalContextNorm)]
+    assert len(layers) == 53
+    assert {layer.num_groups for layer in layers} == {32}
+
+
 def test_layers_without_groups_to_keep_are_named():
     model = nn.Sequential(nn.GroupNorm(4, 8), nn.BatchNorm2d(8))
     with pytest.raises(ValueError, match=r"1: BatchNorm2d has no groups to keep; give norm.groups"):
