@@ -67,11 +67,10 @@ def bounds_of_cells(
     right at every size. Where the released layer is global its bounds mean nothing.
     """
     if rule == "tiled":
-        start = cell // window * window
-        return start, (start + window).clamp(max=size)
-    if rule == "released":
+        start = cell - cell % window
+    elif rule == "released":
         start = (cell - window // 2).clamp(min=0).clamp(max=size - window - 1) + 1
-        return start, start + window
-    length = size.clamp(max=window) if isinstance(size, Tensor) else min(window, size)
-    start = (cell - length // 2).clamp(min=0).clamp(max=size - length)
-    return start, start + length
+    else:
+        space = (size - window).clamp(min=0) if isinstance(size, Tensor) else max(size - window, 0)
+        start = (cell - window // 2).clamp(min=0).clamp(max=space)
+    return start, (start + window).clamp(max=size)

@@ -35,8 +35,8 @@ def test_group_norm_layers_have_the_groups_asked_for():
 
 
 def test_lcn_layers_have_the_groups_asked_for_in_place_of_the_default():
-    model = build_model(compose(["norm=lcn", "norm.groups=6"]))
-    assert {layer.num_groups for layer in norm_layers(model)} == {6}
+    model = build_model(compose(["norm=lcn", "norm.groups=8"]))
+    assert {layer.num_groups for layer in norm_layers(model)} == {8}
 
 
 def test_same_seed_gives_the_same_convolutions_for_every_norm():

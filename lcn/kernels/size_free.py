@@ -26,21 +26,22 @@ def local_context_norm(
     dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     grouped = x.to(dtype).reshape(n, -1, channels_per_group, h, w)
     grouped = grouped - grouped.detach().mean(dim=(2, 3, 4), keepdim=True)
-    height, rows = _axis(x[0, 0, :, 0], window[0], rule)
-    width, columns = _axis(x[0, 0, 0, :], window[1], rule)
-    source, unbiased = grouped, torch.zeros((), dtype=dtype, device=x.device)
+    height, rows = _axis(torch.arange(h, device=x.device), window[0], rule)
+    width, columns = _axis(torch.arange(w, device=x.device), window[1], rule)
+    source = grouped
     if rule == "released":
         is_global = (height <= window[0]) | (width <= window[1])
         rows, columns = _whole_if(is_global, rows, height), _whole_if(is_global, columns, width)
         source = torch.where(is_global, grouped, grouped.detach())
-        unbiased = is_global.to(dtype)
-    row_count, column_count = (rows[1] - rows[0]).to(dtype), (columns[1] - columns[0]).to(dtype)
-    count = channels_per_group * row_count[:, None] * column_count
-    mean = _window_sums(source.sum(dim=2, keepdim=True), rows, columns) / count
-    square = _window_sums(source.square().sum(dim=2, keepdim=True), rows, columns)
-    squares = (square - count * mean.square()).clamp(min=0)
-    variance = squares / (count - unbiased).clamp(min=1)
-    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(x.shape)
+    count = channels_per_group * ((rows[1] - rows[0])[:, None] * (columns[1] - columns[0]))
+    count = count.to(dtype)
+    sums = torch.stack((source.sum(dim=2), source.square().sum(dim=2)), dim=2)
+    means = _window_sums(sums, rows, columns) / count
+    mean, square = means[:, :, :1], means[:, :, 1:]
+    variance = (square - mean.square()).clamp(min=0)
+    if rule == "released":  # one value has no unbiased variance; 0 then, as in the reference
+        variance = variance * torch.where(is_global, count / (count - 1).clamp(min=1), 1.0)
+    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(n, -1, h, w)
     if weight is not None:
         y = y * weight.to(dtype)[:, None, None]
     if bias is not None:
@@ -51,11 +52,10 @@ def local_context_norm(
 Bounds = tuple[Tensor, Tensor]
 
 
-def _axis(line: Tensor, window: int, rule: str) -> tuple[Tensor, Bounds]:
-    """The size of one axis, and the bounds of its windows, from the cells of one line of it."""
-    ones = torch.ones_like(line, dtype=torch.int64)
-    size = ones.sum()
-    return size, bounds_of_cells(ones.cumsum(0) - 1, size, window, rule)
+def _axis(cell: Tensor, window: int, rule: str) -> tuple[Tensor, Bounds]:
+    """The size of one axis, and the bounds of the windows of its cells."""
+    size = cell.max() + 1
+    return size, bounds_of_cells(cell, size, window, rule)
 
 
 def _whole_if(condition: Tensor, bounds: Bounds, size: Tensor) -> Bounds:
@@ -63,9 +63,9 @@ def _whole_if(condition: Tensor, bounds: Bounds, size: Tensor) -> Bounds:
     return torch.where(condition, 0, start), torch.where(condition, size, stop)
 
 
-def _window_sums(plane: Tensor, rows: Bounds, columns: Bounds) -> Tensor:
-    """Sum of ``plane`` ``[..., H, W]`` over the window of each cell."""
-    tall = F.pad(plane.cumsum(dim=-2), (0, 0, 1, 0))
-    plane = tall.index_select(-2, rows[1]) - tall.index_select(-2, rows[0])
-    wide = F.pad(plane.cumsum(dim=-1), (1, 0))
+def _window_sums(planes: Tensor, rows: Bounds, columns: Bounds) -> Tensor:
+    """Sums of ``planes`` ``[..., H, W]`` over the window of each cell."""
+    tall = F.pad(planes, (1, 0, 1, 0)).cumsum(dim=-2)
+    planes = tall.index_select(-2, rows[1]) - tall.index_select(-2, rows[0])
+    wide = planes.cumsum(dim=-1)
     return wide.index_select(-1, columns[1]) - wide.index_select(-1, columns[0])
