@@ -98,7 +98,7 @@ def canonical_norm(norm: dict) -> dict:
     norm = given_norm(norm)
     if norm["name"].startswith("lcn") and str(norm.get("groups")) in ("1", "C"):
         norm["c_group"] = "C" if str(norm.pop("groups")) == "1" else 1
-    if norm["name"] == "gn" and str(norm.get("groups")) in ("1", "C"):
+    if norm["name"] == "gn" and str(norm["groups"]) in ("1", "C"):
         norm["name"] = "ln" if str(norm.pop("groups")) == "1" else "in"
     if isinstance(norm.get("window"), int):
         norm["window"] = [norm["window"]] * 2
