@@ -17,7 +17,7 @@ _LCN_LAYERS = {
     "lcn_released": ReleasedLocalContextNorm,
     "lcn_tiled": TiledLocalContextNorm,
 }
-_LCN_KEYS = ("c_group", "window", "window_unit", "windows", "eps")
+_LCN_KEYS = ("c_group", "groups", "window", "window_unit", "windows", "eps")
 KEYS_OF_NAME: dict[str, tuple[str, ...]] = {
     "bn": ("eps", "momentum"),
     "sync_bn": ("eps", "momentum"),
@@ -34,14 +34,15 @@ def build_norm(norm: Mapping[str, Any]) -> NormFactory:
 
     Keys (an absent key or None means the default):
         name: ``bn``, ``sync_bn``, ``gn``, ``in``, ``ln``, ``lcn``, ``lcn_released``, ``lcn_tiled``.
-        groups: number of groups (``gn``; default 32), or ``"C"`` for one per channel.
+        groups: number of groups (``gn``; default 32; ``lcn*`` instead of ``c_group``), or ``"C"``
+            for one per channel.
         c_group: channels per group (``lcn*``; default 2), or ``"C"`` for all in one group.
         window: cells of the feature map (``lcn*``; default 227): int, ``[p, q]`` or ``"all"``.
         eps: added to the variance; default 1e-5.
         momentum: of the running statistics (``bn``, ``sync_bn``); default 0.1.
-        window_unit, windows: windows in input pixels, windows by layer name.  They need to know
-            the model: :func:`lcn.convert_norm` takes them, here only ``window_unit: feature`` is
-            possible.
+        window_unit, windows, groups: keep: windows in input pixels, windows by layer name, the
+            groups that each layer has. They need to know the model: :func:`lcn.convert_norm` takes
+            them, here only ``window_unit: feature`` is possible.
 
     ``ln`` runs over channels, rows and columns (``nn.GroupNorm`` with one group), ``in`` is
     ``nn.GroupNorm`` with one group per channel, both with weight and bias.
@@ -51,9 +52,10 @@ def build_norm(norm: Mapping[str, Any]) -> NormFactory:
             not allowed; the factory, for a group count that does not divide ``num_channels``.
     """
     options = checked_options(norm)
-    if options.get("windows") or options.get("window_unit", "feature") == "input":
+    by_input_pixels = options.get("window_unit", "feature") == "input"
+    if options.get("windows") or by_input_pixels or options.get("groups") == "keep":
         raise ValueError(
-            "window_unit: input and windows: {...} need the model's layers; "
+            "window_unit: input, windows: {...} and groups: keep need the model's layers; "
             "use lcn.convert_norm(model, norm, input_shape=...) instead of build_norm"
         )
     return factory_from_options(options)
@@ -68,12 +70,14 @@ def factory_from_options(options: Mapping[str, Any]) -> NormFactory:
         momentum = options.get("momentum", 0.1)
         return lambda num_channels: layer(num_channels, eps=eps, momentum=momentum)
     if name in _LCN_LAYERS:
-        lcn_layer, c_group = _LCN_LAYERS[name], options.get("c_group", 2)
-        window = options.get("window", 227)
+        lcn_layer, window = _LCN_LAYERS[name], options.get("window", 227)
 
         def make_lcn(num_channels: int) -> nn.Module:
-            count = _divisor("c_group", c_group, num_channels)
-            return lcn_layer(num_channels, count, window, eps=eps)
+            if "groups" in options:
+                groups = _divisor("groups", options["groups"], num_channels)
+                return lcn_layer(num_channels, window=window, eps=eps, num_groups=groups)
+            c_group = _divisor("c_group", options.get("c_group", 2), num_channels)
+            return lcn_layer(num_channels, c_group, window, eps=eps)
 
         return make_lcn
     groups = {"ln": 1, "in": "C"}.get(name, options.get("groups", 32))
@@ -99,9 +103,14 @@ def checked_options(norm: Mapping[str, Any]) -> dict[str, Any]:
         if key != "name" and key not in KEYS_OF_NAME[name] and value is not None:
             allowed = ", ".join(KEYS_OF_NAME[name])
             raise ValueError(f"norm key {key!r} does nothing for {name!r}; it takes {allowed}")
-    for key in ("groups", "c_group"):
+    for key, words in (("groups", ("C", "keep")), ("c_group", ("C",))):
         if key in options:
-            _check_count(key, options[key])
+            _check_count(key, options[key], words)
+    if "groups" in options and "c_group" in options:
+        raise ValueError(
+            f"give norm.groups or norm.c_group, not both; got {options['groups']!r} "
+            f"and {options['c_group']!r}"
+        )
     if "window" in options:
         window_pair(options["window"])
     if options.get("window_unit", "feature") not in WINDOW_UNITS:
@@ -131,10 +140,11 @@ def _divisor(name: str, value: Any, num_channels: int) -> int:
     return count
 
 
-def _check_count(name: str, value: Any) -> None:
+def _check_count(name: str, value: Any, words: tuple[str, ...]) -> None:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not is_count and value != "C":
-        raise ValueError(f"norm.{name} must be a positive int or 'C', got {value!r}")
+    if not is_count and value not in words:
+        allowed = " or ".join(map(repr, words))
+        raise ValueError(f"norm.{name} must be a positive int, {allowed}, got {value!r}")
 
 
 def _not_one_of(value: Any, allowed: Any) -> str:

@@ -1,17 +1,20 @@
 """Swaps the norm layers of any model."""
 
 import fnmatch
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from .audit import measure_feature_maps
 from .build import checked_options, factory_from_options
 from .norm_layers import (
     fused_modules,
+    has_own_forward,
     named_norm_layers,
     named_other_norms,
     norm_kind,
@@ -32,6 +35,11 @@ _HOOKS = (
 )
 # How much larger the second input is from which a stride is measured; a multiple of every stride.
 _STRIDE_STEP = 512
+# Attributes that every module has; layers in these are its children.
+_OF_MODULE = frozenset(vars(nn.Module()))
+_WRAPPERS = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"})
+# Of the message that says why layers cannot be replaced.
+_MOST_LINES = 9
 
 
 class NormAct(nn.Module):
@@ -62,52 +70,122 @@ def convert_norm(
 
     Replaced are BatchNorm2d, SyncBatchNorm, FrozenBatchNorm2d, GroupNorm, InstanceNorm2d,
     LayerNorm2d-like layers, their fused norm-plus-activation forms in timm, and this package's own.
-    Other norm layers (1-D, 3-D, token-wise) stay, and a warning names them.  If ``model`` is itself
-    a norm layer, its replacement is returned.
+    If ``model`` is itself a norm layer, its replacement is returned.
+
+    What stays is named in a warning: other norm layers (1-D, 3-D, token-wise), layers that add
+    something of their own (a subclass with its own ``forward``, a parametrization), and layers that
+    a module keeps in a plain list, tuple or dict, which PyTorch does not know as its children.
 
     Device, dtype, training mode and hooks are kept; a module used in several places stays shared.
     With ``{"name": "bn"}`` BatchNorm2d layers stay as they are; ``sync_bn`` keeps their momentum
-    and running statistics.
+    and running statistics. Convert before the optimizer is made: the parameters are new.
 
     Args:
         norm: a factory ``num_channels -> Module``, or a config as for :func:`lcn.build_norm`, with
-            ``window_unit: input`` (windows in input pixels, divided by each layer's stride) and
-            ``windows: {pattern: window}`` (by layer name, first match, as in ``fnmatch``) besides.
+            ``window_unit: input`` (windows in input pixels, divided by each layer's stride),
+            ``windows: {pattern: window}`` (by layer name, first match, as in ``fnmatch``) and
+            ``groups: keep`` (each layer's own number of groups: of GroupNorm, of this package's
+            layers, and of InstanceNorm2d, which has one per channel) besides.
         keep_affine: carry weight, bias and whether they are trained over; the weights of frozen
-            layers become trainable.  Otherwise the new layers keep their own initial values.
+            layers become trainable. Otherwise the new layers keep their own initial values.
         input_shape: ``(N, C, H, W)`` or ``(C, H, W)``; needed for ``window_unit: input``.
 
     Raises:
-        ValueError: before anything is changed: for a wrong config; listing every layer whose
-            channels the groups do not divide; for a name pattern that matches no layer.
+        ValueError: before anything is changed: for a wrong config; for layers whose channels the
+            groups do not divide, or that have no groups to keep, naming them; for a name pattern
+            that matches no layer; for a model wrapped in DistributedDataParallel or FSDP.
     """
-    layers = dict(named_norm_layers(model))
+    _refuse_wrapped(model)
     options = None if callable(norm) else checked_options(norm)
+    layers = {n: layer for n, layer in named_norm_layers(model) if not _stays(layer, options)}
+    left = {name: why for name, layer in layers.items() if (why := _own_addition(layer))}
+    layers = {name: layer for name, layer in layers.items() if name not in left}
     factories = _factories(model, layers, options, norm, input_shape)
     replacement: dict[nn.Module, nn.Module] = {}
-    problems = []
+    problems: dict[str, list[str]] = {}
     for name, layer in layers.items():
-        if options is not None and _stays(layer, options["name"]):
-            continue
         try:
             fresh = _batch_norm_copy(layer, options) or factories[name](num_channels(layer) or 0)
         except ValueError as error:
-            problems.append(f"  {name or '(the model itself)'}: {error}")
+            problems.setdefault(str(error), []).append(name or "(the model itself)")
             continue
         replacement[layer] = _take_over(layer, fresh, keep_affine)
     if problems:
-        raise ValueError(
-            "convert_norm changed nothing, these layers cannot be replaced:\n" + "\n".join(problems)
-        )
-    others = [f"{name} ({type(module).__name__})" for name, module in named_other_norms(model)]
-    if others:
-        warnings.warn(f"convert_norm left in place: {', '.join(others)}", stacklevel=2)
+        raise ValueError(_described(problems, layers, options))
+    left.update(_other_norms(model, options))
+    if left:
+        names = ", ".join(f"{name or 'the model itself'} ({why})" for name, why in left.items())
+        warnings.warn(f"convert_norm left in place: {names}", stacklevel=2)
     for old, new in replacement.items():
         _finish(old, new)
     for parent, child_name, child in _children(model):
         if child in replacement:
             parent._modules[child_name] = replacement[child]
     return replacement.get(model, model)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        classes = {base.__name__ for base in type(module).__mro__}
+        for wrapper in classes & _WRAPPERS:
+            raise ValueError(
+                f"convert_norm changed nothing: {name or 'the model'} is a {wrapper}, which holds "
+                "on to the parameters it was given; convert the model first, then wrap it"
+            )
+
+
+def _own_addition(layer: nn.Module) -> str | None:
+    """What a norm layer does besides normalizing, which a replacement would lose; or None."""
+    if has_own_forward(layer):
+        return f"{type(layer).__name__}: has a forward of its own"
+    if parametrize.is_parametrized(layer):
+        return f"{type(layer).__name__}: has a parametrization"
+    return None
+
+
+def _other_norms(model: nn.Module, options: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Norm layers that are none of those to replace: where they are, and what they are."""
+    for name, module in named_other_norms(model):
+        if "parametrizations" not in name.split("."):  # of a weight, such as spectral norm
+            yield name, type(module).__name__
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and "Norm" in module.original_name:
+            yield name, f"{module.original_name}: compiled by torch.jit"
+        for attribute, value in vars(module).items():
+            for place, norm in () if attribute in _OF_MODULE else _modules_in(value):
+                if norm_kind(norm) is not None and not _stays(norm, options):
+                    path = f"{name}.{attribute}" if name else attribute
+                    yield path + place, f"{type(norm).__name__}: kept outside the module's children"
+
+
+def _modules_in(value: Any, depth: int = 3) -> Iterator[tuple[str, nn.Module]]:
+    """Modules in nested plain containers, with the index at which each lies."""
+    if isinstance(value, nn.Module):
+        yield "", value
+    elif isinstance(value, (list, tuple, dict)) and depth:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            for place, module in _modules_in(item, depth - 1):
+                yield f"[{key!r}]{place}", module
+
+
+def _described(
+    problems: Mapping[str, Sequence[str]],
+    layers: Mapping[str, nn.Module],
+    options: Mapping[str, Any] | None,
+) -> str:
+    """What hinders a conversion: a line per reason, and what would do for all layers."""
+    lines = ["convert_norm changed nothing, these layers cannot be replaced:"]
+    for reason, names in problems.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"  {', '.join(names[:3])}{more}: {reason}")
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES - 1 :] = [f"  and {len(lines) - _MOST_LINES + 1} reasons more"]
+    if options is not None and options.get("groups") != "keep":
+        common = math.gcd(*(num_channels(layer) or 0 for layer in layers.values()))
+        divisors = (str(d) for d in range(1, common + 1) if common % d == 0)
+        lines.append(f"  possible for every layer: {', '.join(divisors)}")
+    return "\n".join(lines)
 
 
 def _factories(
@@ -117,25 +195,46 @@ def _factories(
     norm: Any,
     input_shape: Sequence[int] | None,
 ) -> dict[str, Callable[[int], nn.Module]]:
-    """The factory of each layer, with its own window where the config asks for that."""
+    """The factory of each layer, with its own window and groups where the config asks for that."""
     if options is None:
         return dict.fromkeys(layers, norm)
     patterns = options.get("windows", {})
     by_input_pixels = options.get("window_unit", "feature") == "input"
-    if not patterns and not by_input_pixels:
-        return dict.fromkeys(layers, factory_from_options(options))
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
             raise ValueError(f"norm.windows: no norm layer of the model matches {pattern!r}")
     strides = _strides(model, layers, input_shape) if by_input_pixels else {}
     factories = {}
-    for name in layers:
+    for name, layer in layers.items():
+        own = dict(options)
         matches = [window for key, window in patterns.items() if fnmatch.fnmatchcase(name, key)]
-        window = window_pair([*matches, options.get("window", 227)][0])
+        if matches:
+            own["window"] = matches[0]
         if by_input_pixels:
-            window = _in_cells(window, strides[name])
-        factories[name] = factory_from_options({**options, "window": window})
+            own["window"] = _in_cells(window_pair(own.get("window", 227)), strides[name])
+        keeps = own.get("groups") == "keep"
+        factories[name] = _keeping_groups(layer, own) if keeps else factory_from_options(own)
     return factories
+
+
+def _keeping_groups(layer: nn.Module, options: dict[str, Any]) -> Callable[[int], nn.Module]:
+    def make(channels: int) -> nn.Module:
+        groups = _groups_of(layer)
+        if groups is None:
+            raise ValueError(
+                f"{type(layer).__name__} has no groups to keep; give norm.groups or norm.c_group"
+            )
+        return factory_from_options({**options, "groups": groups})(channels)
+
+    return make
+
+
+def _groups_of(layer: nn.Module) -> int | None:
+    """The number of groups over which a norm layer computes its statistics, if it has groups."""
+    if norm_kind(layer) == "in":
+        return num_channels(layer)
+    groups = getattr(layer, "num_groups", None)
+    return groups if isinstance(groups, int) else None
 
 
 def _in_cells(window: tuple[int, int], stride: tuple[float, float]) -> tuple[int, int]:
@@ -178,7 +277,8 @@ def _strides(
     return {name: (stride(name, 0, height), stride(name, 1, width)) for name in layers}
 
 
-def _stays(layer: nn.Module, name: str) -> bool:
+def _stays(layer: nn.Module, options: Mapping[str, Any] | None) -> bool:
+    name = None if options is None else options["name"]
     return name in ("bn", "sync_bn") and norm_kind(layer) == name
 
 

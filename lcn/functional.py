@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import operator
-from .kernels import huge_pages, memory_format_of, reference
-from .window import RULES, covers_map, window_pair
-
-BACKENDS = ("auto", "reference", "cpu", "gpu")
+from .arguments import check_arguments
+from .kernels import huge_pages, memory_format_of, reference, size_free
+from .window import covers_map, window_pair
 
 
 def local_context_norm(
@@ -29,11 +29,16 @@ def local_context_norm(
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` where mean and biased variance run over the
     ``channels_per_group`` consecutive channels of the cell's group and the window around it.
 
+    It can be differentiated any number of times, in reverse and in forward mode, and taken through
+    the transforms of ``torch.func``. What the kernels do not know, derivatives of derivatives and
+    forward mode, runs in plain PyTorch.
+
     Args:
-        x: ``[N, C, H, W]`` in float64, float32, bfloat16 or float16; any strides.
-        weight, bias: ``[C]`` or None.
+        x: ``[N, C, H, W]`` or ``[C, H, W]`` in float64, float32, bfloat16 or float16; any strides.
+        weight, bias: ``[C]`` or None, in any floating dtype.
         channels_per_group: ``c_group`` of the paper; must divide ``C``.
         window: ``p x q`` in cells of ``x``: an int, a pair, or ``"all"`` for the whole map.
+        eps: added to the variance; at least 0.
         rule: ``"centered"`` (the window follows the cell and stops at borders), ``"released"``
             (as the authors' published layer) or ``"tiled"`` (Equation 9 literally); see
             :mod:`lcn.window`.
@@ -41,32 +46,78 @@ def local_context_norm(
             ``"cpu"`` (Numba), ``"gpu"`` (Triton).
 
     Returns:
-        ``[N, C, H, W]`` in the dtype of ``x``.  Statistics are at least float32 in every kernel.
+        The shape and the dtype of ``x``. Statistics are at least float32 in every kernel. Under
+        autocast as ``nn.functional.group_norm``: float32 on a GPU; on a CPU still the dtype of
+        ``x``.
 
     Raises:
         ValueError: for a wrong argument, naming it, its value and what is allowed.
     """
-    check_arguments(x, weight, bias, channels_per_group, eps, rule, backend)
-    p, q = window_pair(window)
-    if backend == "reference" or _needs_plain_torch(x, backend):
-        return reference.local_context_norm(x, weight, bias, channels_per_group, (p, q), eps, rule)
-    if backend == "auto" and _is_group_norm(x, channels_per_group, (p, q), rule):
+    if has_torch_function_variadic(x, weight, bias):  # such as torch.fx while it records
+        return handle_torch_function(  # type: ignore[no-any-return]
+            local_context_norm,
+            (x, weight, bias),
+            x,
+            weight,
+            bias,
+            channels_per_group=channels_per_group,
+            window=window,
+            eps=eps,
+            rule=rule,
+            backend=backend,
+        )
+    pair = window_pair(window)
+    if not torch.jit.is_tracing():  # which would record a size that is looked at as fixed
+        check_arguments(x, weight, bias, channels_per_group, eps, rule, backend)
+    if x.device.type in _AUTOCAST_TO_FLOAT32 and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+    batch = x[None] if x.dim() == 3 else x
+    y = _normalize(batch, weight, bias, channels_per_group, pair, float(eps), rule, backend)
+    return y[0] if x.dim() == 3 else y
+
+
+# Where PyTorch's own Group Normalization does so; on a CPU autocast leaves it alone.
+_AUTOCAST_TO_FLOAT32 = ("cuda", "xpu", "mps")
+
+
+def _normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channels_per_group: int,
+    window: tuple[int, int],
+    eps: float,
+    rule: str,
+    backend: str,
+) -> Tensor:
+    """Picks what computes ``x`` ``[N, C, H, W]``."""
+    has_kernel = backend != "reference" and x.device.type in ("cpu", "cuda", "meta")
+    is_tracing = torch.jit.is_tracing()
+    is_recorded = is_tracing or torch.compiler.is_compiling()
+    # ONNX knows no such operator, and a trace keeps the branches that its example took.
+    if is_recorded and (torch.onnx.is_in_onnx_export() or (is_tracing and not has_kernel)):
+        return size_free.local_context_norm(x, weight, bias, channels_per_group, window, eps, rule)
+    if not has_kernel:
+        return reference.local_context_norm(x, weight, bias, channels_per_group, window, eps, rule)
+    may_be_group_norm = backend == "auto" and not is_recorded
+    if may_be_group_norm and _is_group_norm(x, channels_per_group, window, rule):
         return _group_norm(x, weight, bias, channels_per_group, eps, rule)
     return operator.local_context_norm(
-        x, weight, bias, channels_per_group, p, q, float(eps), rule, backend
+        x, weight, bias, channels_per_group, *window, eps, rule, backend
     )
 
 
 def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], rule: str) -> bool:
     """Whether the window covers the map, so that PyTorch's own Group Normalization can run.
 
-    Compiled graphs keep the operator, which does not ask how large the map is.  On large tensors
-    the CPU kernel is faster, where it can write to huge pages; it has no second derivative.
+    Forward mode and the transforms of ``torch.func`` keep to the operator, because Group
+    Normalization lacks some. On large tensors the CPU kernel is faster, where it can write to huge
+    pages.
     """
-    n, _, h, w = x.shape
-    if torch.compiler.is_compiling() or n == 0 or channels_per_group * h * w == 1:
+    if operator.transforms_are_active() or operator.forward_mode_is_active():
         return False
-    if not covers_map(rule, window, h, w):
+    n, _, h, w = x.shape
+    if n == 0 or channels_per_group * h * w == 1 or not covers_map(rule, window, h, w):
         return False
     return rule == "released" or not (x.is_contiguous() and huge_pages.pay(x))
 
@@ -100,47 +151,3 @@ def _group_norm(
     groups = c // channels_per_group
     y = torch.native_group_norm(values, weight, bias, n, c, h * w, groups, eps)[0]
     return y.to(x.dtype).contiguous(memory_format=memory_format)
-
-
-def _needs_plain_torch(x: Tensor, backend: str) -> bool:
-    """ONNX knows no such operator, and on other devices there is no kernel for it."""
-    if backend == "auto" and torch.onnx.is_in_onnx_export():
-        return True
-    return x.device.type not in ("cpu", "cuda", "meta")
-
-
-def check_arguments(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    channels_per_group: int,
-    eps: float,
-    rule: str,
-    backend: str,
-) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must have 4 dimensions [N, C, H, W], got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be float64, float32, bfloat16 or float16, got dtype {x.dtype}")
-    channels = x.shape[1]
-    if x.shape[2] < 1 or x.shape[3] < 1 or channels < 1:
-        raise ValueError(f"x must have C, H and W of at least 1, got shape {tuple(x.shape)}")
-    if isinstance(channels_per_group, bool) or not isinstance(channels_per_group, int):
-        raise ValueError(f"channels_per_group must be a positive int, got {channels_per_group!r}")
-    if channels_per_group < 1 or channels % channels_per_group:
-        raise ValueError(
-            f"channels_per_group must be a positive divisor of the {channels} channels of x, "
-            f"got {channels_per_group}"
-        )
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is not None and tuple(vector.shape) != (channels,):
-            raise ValueError(
-                f"{name} must have shape ({channels},), one value per channel of x, "
-                f"got {tuple(vector.shape)}"
-            )
-    if not eps >= 0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

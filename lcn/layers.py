@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .arguments import channels_of_group
 from .functional import local_context_norm
 from .window import WHOLE_MAP, window_pair
 
@@ -12,22 +13,34 @@ from .window import WHOLE_MAP, window_pair
 class LocalContextNorm(nn.Module):
     """Local Context Normalization (paper, section 3).
 
-    Every cell of ``[N, C, H, W]`` is normalized with the mean and the biased variance of its group
-    of ``channels_per_group`` consecutive channels inside the window around it.  At a border the
-    window moves inside instead of shrinking.  Where the window covers the whole map this is
+    Every cell is normalized with the mean and the biased variance of its group of
+    ``channels_per_group`` consecutive channels inside the window around it. At a border the window
+    moves inside instead of shrinking. Where the window covers the whole map this is
     ``nn.GroupNorm`` with ``C // channels_per_group`` groups, so layer norm at
     ``channels_per_group = C`` and instance norm at 1.
 
     Args:
         num_channels: ``C``.
-        channels_per_group: ``c_group`` of the paper; must divide ``num_channels``.
+        channels_per_group: ``c_group`` of the paper; must divide ``num_channels``. 2, unless
+            ``num_groups`` is given.
         window: ``p x q`` in cells of the map the layer is given: an int, a pair, or ``"all"``.
-        eps: added to the variance.
+        eps: added to the variance; at least 0.
         affine: whether there are ``weight`` and ``bias`` ``[C]``, named as in ``nn.GroupNorm``.
+        device, dtype: of weight and bias.
+        num_groups: the number of groups, as ``nn.GroupNorm`` counts, instead of
+            ``channels_per_group``; must divide ``num_channels``.
+
+    Shape:
+        ``[N, C, H, W]`` or, without a batch, ``[C, H, W]``; the result has the same.
+
+    Dtypes:
+        float64, float32, bfloat16 and float16, with weight and bias in any of them. The result has
+        the dtype of the input. Under autocast it is as with ``nn.GroupNorm``: float32 on a GPU; on
+        a CPU, where autocast leaves both layers alone, still the dtype of the input.
 
     Raises:
-        ValueError: for a wrong argument; the forward also for an input that is not
-            ``[N, num_channels, H, W]`` of a floating dtype.
+        ValueError: for a wrong argument; the forward also for an input that is not of these shapes
+            and dtypes.
     """
 
     rule: ClassVar[str] = "centered"
@@ -35,17 +48,18 @@ class LocalContextNorm(nn.Module):
     def __init__(
         self,
         num_channels: int,
-        channels_per_group: int = 2,
+        channels_per_group: int | None = None,
         window: Any = 227,
         eps: float = 1e-5,
         affine: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        num_groups: int | None = None,
     ) -> None:
         super().__init__()
-        _check_channels(num_channels, channels_per_group)
+        self.channels_per_group = channels_of_group(num_channels, channels_per_group, num_groups)
         self.num_channels = num_channels
-        self.channels_per_group = channels_per_group
         self.window = window_pair(window)
         self.eps = eps
         self.affine = affine
@@ -57,16 +71,22 @@ class LocalContextNorm(nn.Module):
             self.register_parameter("bias", None)
         self.reset_parameters()
 
+    @property
+    def num_groups(self) -> int:
+        """As ``nn.GroupNorm`` counts: ``num_channels // channels_per_group``."""
+        return self.num_channels // self.channels_per_group
+
     def reset_parameters(self) -> None:
+        """Weight 1 and bias 0."""
         if self.affine:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 4 and x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"x must have {self.num_channels} channels, as this layer, got {x.shape[1]}"
-            )
+        """Normalize ``x`` ``[N, C, H, W]`` or ``[C, H, W]``."""
+        # What records operators would take the answer for a constant.
+        if isinstance(x, Tensor) and not torch.jit.is_tracing():
+            self._check_channels(x)
         return local_context_norm(
             x,
             self.weight,
@@ -75,6 +95,19 @@ class LocalContextNorm(nn.Module):
             window=self.window,
             eps=self.eps,
             rule=self.rule,
+        )
+
+    def _check_channels(self, x: Tensor) -> None:
+        if x.dim() in (3, 4) and x.shape[-3] != self.num_channels:
+            raise ValueError(
+                f"x must have {self.num_channels} channels, as this layer, got {x.shape[-3]}"
+            )
+
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` asks a module for first."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}, whose kernel is no "
+            "TorchScript; use torch.export, torch.compile or torch.jit.trace"
         )
 
     def extra_repr(self) -> str:
@@ -100,7 +133,7 @@ class ReleasedLocalContextNorm(LocalContextNorm):
 
     Its window lies one cell further down and right; it normalizes over the whole map as soon as
     the window reaches the map's size on either axis; in that case it uses the unbiased variance;
-    otherwise no gradient flows through mean and variance.  Arithmetic is ours (the published code
+    otherwise no gradient flows through mean and variance. Arithmetic is ours (the published code
     loses all digits on inputs with an offset); the unbiased variance of a single value is 0 here.
     """
 
@@ -114,17 +147,3 @@ class TiledLocalContextNorm(LocalContextNorm):
     """
 
     rule = "tiled"
-
-
-def _check_channels(num_channels: Any, channels_per_group: Any) -> None:
-    for name, value in (
-        ("num_channels", num_channels),
-        ("channels_per_group", channels_per_group),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive int, got {value!r}")
-    if num_channels % channels_per_group:
-        raise ValueError(
-            f"channels_per_group must divide num_channels = {num_channels}, "
-            f"got {channels_per_group}"
-        )

@@ -29,6 +29,7 @@ _KIND_OF_CLASS = {
     "RmsNormAct2d": "rms2d",
     "RmsNormAct2dFp32": "rms2d",
 }
+_KNOWN_LIBRARIES = ("torch", "torchvision", "timm", "lcn")
 
 
 def norm_kind(module: nn.Module) -> str | None:
@@ -58,6 +59,22 @@ def fused_modules(module: nn.Module) -> dict[str, nn.Module]:
     """What a norm layer of timm applies after normalizing: ``drop`` and ``act``, if it has them."""
     children = dict(module.named_children())
     return {name: children[name] for name in ("drop", "act") if name in children}
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether somebody's subclass of a norm layer, or one instance, has a forward of its own.
+
+    Those of PyTorch and timm are known: they normalize, then apply :func:`fused_modules`. A class
+    that is known by its name and derives from no other norm layer normalizes too.
+    """
+    if "forward" in vars(module):
+        return True
+    classes = type(module).__mro__
+    owner = next(index for index, base in enumerate(classes) if "forward" in vars(base))
+    if classes[owner].__module__.partition(".")[0] in _KNOWN_LIBRARIES:
+        return False
+    known = [base.__name__ in _KIND_OF_CLASS for base in classes[owner:]]
+    return not known[0] or any(known[1:])
 
 
 def named_norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -4,7 +4,7 @@ Along one axis of length ``size`` and with window ``w``, cell ``i`` is normalize
 ``[start, stop)``:
 
 centered   ``start = clamp(i - w' // 2, 0, size - w')`` with ``w' = min(w, size)``: at a border the
-           window moves inside instead of shrinking.  Each axis on its own.
+           window moves inside instead of shrinking. Each axis on its own.
 released   the authors' published layer, whose integral image has no zero row: one cell further,
            ``start = clamp(i - w // 2, 0, size - w - 1) + 1``; the whole map as soon as the window
            reaches the map's size on *either* axis.
@@ -55,13 +55,22 @@ def axis_bounds(
     size: int, window: int, rule: str, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """``start`` and ``stop`` of every cell's window along one axis: two int64 ``[size]``."""
-    cell = torch.arange(size, device=device)
+    return bounds_of_cells(torch.arange(size, device=device), size, window, rule)
+
+
+def bounds_of_cells(
+    cell: Tensor, size: int | Tensor, window: int, rule: str
+) -> tuple[Tensor, Tensor]:
+    """``start`` and ``stop`` of the window of each ``cell`` (int64) on an axis of ``size`` cells.
+
+    If ``size`` is a tensor (int64, no dimensions) these are operators alone, so that a trace is
+    right at every size. Where the released layer is global its bounds mean nothing.
+    """
     if rule == "tiled":
-        start = cell // window * window
-        return start, (start + window).clamp(max=size)
-    if rule == "released":
-        start = (cell - window // 2).clamp(0, size - window - 1) + 1
-        return start, start + window
-    window = min(window, size)
-    start = (cell - window // 2).clamp(0, size - window)
-    return start, start + window
+        start = cell - cell % window
+    elif rule == "released":
+        start = (cell - window // 2).clamp(min=0).clamp(max=size - window - 1) + 1
+    else:
+        space = (size - window).clamp(min=0) if isinstance(size, Tensor) else max(size - window, 0)
+        start = (cell - window // 2).clamp(min=0).clamp(max=space)
+    return start, (start + window).clamp(max=size)

@@ -78,9 +78,20 @@ def learning_rate(cfg: DictConfig | dict, total_batch: int) -> float:
     return task["optimizer"]["lr"] * factor * cfg["data"]["lr_factor"]
 
 
+def given_norm(norm: dict) -> dict:
+    """What a norm's configuration says: no empty keys, and no ``c_group``, which has a default,
+    beside a number of ``groups``."""
+    norm = {key: value for key, value in norm.items() if value is not None}
+    if "groups" in norm:
+        norm.pop("c_group", None)
+    return norm
+
+
 def canonical_norm(norm: dict) -> dict:
     """One spelling for one layer: one group is LN, C groups are IN, window 5 is [5, 5]."""
-    norm = dict(norm)
+    norm = given_norm(norm)
+    if norm["name"].startswith("lcn") and str(norm.get("groups")) in ("1", "C"):
+        norm["c_group"] = "C" if str(norm.pop("groups")) == "1" else 1
     if norm["name"] == "gn" and str(norm["groups"]) in ("1", "C"):
         norm["name"] = "ln" if str(norm.pop("groups")) == "1" else "in"
     if isinstance(norm.get("window"), int):

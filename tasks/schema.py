@@ -175,7 +175,7 @@ RULES: dict[str, Rule] = {
     "task.model.mini.epochs": COUNT,
     "task.model.mini.width": FACTOR,
     "norm.name": TEXT,
-    "norm.groups": GROUPS,
+    "norm.groups": optional(GROUPS),
     "norm.c_group": GROUPS,
     "norm.window": WINDOW,
     "norm.window_unit": one_of("feature", "input"),
@@ -303,6 +303,11 @@ def _check_together(cfg: DictConfig) -> None:
         raise InputError(f"data.eval_split={data.eval_split}: must be {_or(task.eval_splits)}")
     if data.holdout and task.holdout_split is None:
         raise InputError(f"data.holdout={data.holdout}: must be false with task={task.name}")
+    groups, c_group = cfg.norm.get("groups"), cfg.norm.get("c_group", 2)
+    if cfg.norm.name == "gn" and groups is None:
+        raise InputError(f"norm.groups={groups}: must be {GROUPS.words}")
+    if groups is not None and c_group != 2:  # the default, not a wish
+        raise InputError(f"norm.groups={groups} norm.c_group={c_group}: give one of the two")
     if cfg.mode == "test" and cfg.checkpoint is None:
         raise InputError("mode=test needs checkpoint=path/to/last.ckpt")
     weights = {"checkpoint": cfg.checkpoint, "task.model.pretrained": task.model.get("pretrained")}

@@ -33,6 +33,8 @@ LCN = {"name": "lcn", "c_group": 2, "window": 5}
         ({"name": "ln", "eps": 1e-6}, nn.GroupNorm(1, 8, eps=1e-6)),
         (LCN, LocalContextNorm(8, 2, 5)),
         ({"name": "lcn", "c_group": "C", "window": [3, 7]}, LocalContextNorm(8, 8, (3, 7))),
+        ({"name": "lcn", "groups": 2, "window": 3}, LocalContextNorm(8, num_groups=2, window=3)),
+        ({"name": "lcn_tiled", "groups": "C", "c_group": None}, TiledLocalContextNorm(8, 1)),
         ({"name": "lcn_released", "window": "all"}, ReleasedLocalContextNorm(8, 2, "all")),
         ({"name": "lcn_tiled", "window": None}, TiledLocalContextNorm(8, 2, 227)),
     ],
@@ -51,12 +53,15 @@ def test_a_config_makes_the_layer_it_describes(norm, expected):
         ({"window": 3}, "norm.name must be one of"),
         ({"name": "lcn", "cgroup": 2}, "got 'cgroup'; did you mean 'c_group'"),
         ({"name": "gn", "window": 3}, "'window' does nothing for 'gn'; it takes groups, eps"),
-        ({"name": "gn", "groups": 0}, "norm.groups must be a positive int or 'C', got 0"),
+        ({"name": "gn", "groups": 0}, "norm.groups must be a positive int, 'C' or 'keep', got 0"),
         ({"name": "gn", "groups": True}, "norm.groups must be a positive int"),
         ({"name": "lcn", "window": [0, 3]}, "window must be"),
         ({"name": "lcn", "eps": -1}, "norm.eps must be a number of at least 0, got -1"),
         ({"name": "lcn", "window_unit": "pixels"}, "window_unit must be one of feature, input"),
         ({"name": "lcn", "window_unit": "input"}, "use lcn.convert_norm"),
+        ({"name": "lcn", "groups": "keep"}, "use lcn.convert_norm"),
+        ({"name": "lcn", "c_group": 2, "groups": 4}, "norm.groups or norm.c_group, not both"),
+        ({"name": "lcn", "c_group": "keep"}, "norm.c_group must be a positive int, 'C', got"),
         ("lcn", "norm must be a mapping"),
     ],
 )
@@ -176,20 +181,144 @@ def test_what_cannot_be_replaced_stays_and_is_named():
     assert isinstance(model[1], nn.LayerNorm)
 
 
-def test_a_group_size_that_does_not_divide_changes_nothing_and_lists_every_such_layer():
+def test_a_group_size_that_does_not_divide_changes_nothing_and_says_what_would():
     model = nn.Sequential(
-        nn.BatchNorm2d(4), nn.BatchNorm2d(6), nn.Sequential(nn.GroupNorm(1, 9), nn.BatchNorm2d(8))
+        nn.BatchNorm2d(4), nn.BatchNorm2d(6), nn.Sequential(nn.GroupNorm(1, 10), nn.BatchNorm2d(6))
     )
     before = [type(module) for module in model.modules()]
     with pytest.raises(ValueError, match="changed nothing") as caught:
         convert_norm(model, {"name": "lcn", "c_group": 4})
-    assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == [
-        "1",
-        "2.0",
+    assert str(caught.value).splitlines()[1:] == [
+        "  1, 2.1: c_group must divide the 6 channels, got 4; possible: 1, 2, 3, 6",
+        "  2.0: c_group must divide the 10 channels, got 4; possible: 1, 2, 5, 10",
+        "  possible for every layer: 1, 2",
     ]
     assert [type(module) for module in model.modules()] == before
     with pytest.raises(ValueError, match="changed nothing"):
         convert_norm(model, lambda channels: nn.GroupNorm(4, channels))
+
+
+def test_what_does_not_divide_fits_ten_lines():
+    layers = [nn.BatchNorm2d(7 * k + 1) for k in range(1, 60)]
+    with pytest.raises(ValueError, match="changed nothing") as caught:
+        convert_norm(nn.Sequential(*layers), {"name": "lcn", "c_group": 7})
+    assert len(str(caught.value).splitlines()) == 10
+    assert "and 52 reasons more" in str(caught.value)
+
+
+def test_each_layer_keeps_its_own_groups():
+    model = nn.Sequential(
+        nn.GroupNorm(4, 8),
+        nn.GroupNorm(3, 12),
+        nn.InstanceNorm2d(6, affine=True),
+        LocalContextNorm(8, 4, 3),
+        timm.layers.GroupNormAct(8, 2),
+    )
+    x, image = torch.randn(2, 8, 9, 9), model[4](torch.randn(2, 8, 9, 9))
+    expected = model[0](x)
+    converted = convert_norm(model, {"name": "lcn", "groups": "keep", "window": 227})
+    layers = [*converted[:4], converted[4].norm]
+    assert [layer.num_groups for layer in layers] == [4, 3, 6, 2, 2]
+    assert all(type(layer) is LocalContextNorm for layer in layers)
+    torch.testing.assert_close(converted[0](x), expected)  # the window covers the map
+    assert image.min() >= 0
+
+
+def test_a_network_trained_with_group_norm_computes_the_same_where_windows_cover_the_maps():
+    model, image = timm.create_model("resnet50_gn").eval(), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        convert_norm(model, {"name": "lcn", "groups": "keep", "window": 227})
+        torch.testing.assert_close(model(image), expected)
+    layers = [module for module in model.modules() if isinstance(module, LocalContextNorm)]
+    assert len(layers) == 53
+    assert {layer.num_groups for layer in layers} == {32}
+
+
+def test_layers_without_groups_to_keep_are_named():
+    model = nn.Sequential(nn.GroupNorm(4, 8), nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match=r"1: BatchNorm2d has no groups to keep; give norm.groups"):
+        convert_norm(model, {"name": "lcn", "groups": "keep"})
+    assert isinstance(model[0], nn.GroupNorm)
+
+
+class BNReLU(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Renamed(nn.BatchNorm2d):
+    """Adds nothing."""
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """As many repositories have it."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_what_it_adds():
+    patched = nn.BatchNorm2d(4)
+    patched.forward = lambda x: x
+    parametrized = nn.utils.parametrize.register_parametrization(
+        nn.BatchNorm2d(4), "weight", nn.Softplus()
+    )
+    model = nn.Sequential(BNReLU(4), Renamed(4), patched, parametrized, LayerNorm2d(4))
+    with pytest.warns(UserWarning, match="left in place") as caught:
+        convert_norm(model, LCN)
+    assert str(caught[0].message) == (
+        "convert_norm left in place: 0 (BNReLU: has a forward of its own), "
+        "2 (BatchNorm2d: has a forward of its own), "
+        "3 (ParametrizedBatchNorm2d: has a parametrization)"
+    )
+    kept = [isinstance(layer, nn.BatchNorm2d) for layer in model]
+    assert kept == [True, False, True, True, False]
+
+
+class KeepsNormsInLists(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.norms = [self.norm, (nn.GroupNorm(2, 4),)]
+        self.by_name = {"last": nn.Conv2d(4, 4, 1)}
+
+
+def test_a_norm_in_a_plain_list_is_named():
+    model = nn.Sequential(KeepsNormsInLists())
+    with pytest.warns(UserWarning, match="left in place") as caught:
+        convert_norm(model, LCN)
+    assert str(caught[0].message) == (
+        "convert_norm left in place: 0.norms[0] (BatchNorm2d: kept outside the module's children), "
+        "0.norms[1][0] (GroupNorm: kept outside the module's children)"
+    )
+    assert isinstance(model[0].norm, LocalContextNorm)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_norm_that_torch_jit_compiled_is_named():
+    scripted = torch.jit.script(nn.Sequential(nn.BatchNorm2d(4)))
+    with pytest.warns(UserWarning, match=r"0\.0 \(BatchNorm2d: compiled by torch.jit\)"):
+        convert_norm(nn.Sequential(scripted), LCN)
+
+
+def test_a_wrapped_model_is_refused(tmp_path):
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(nn.BatchNorm2d(4)))
+        with pytest.raises(ValueError, match=r"the model is a DistributedDataParallel.*convert"):
+            convert_norm(wrapped, LCN)
+        convert_norm(wrapped.module, {"name": "bn"})
+    finally:
+        torch.distributed.destroy_process_group()
+    assert isinstance(wrapped.module[0], nn.BatchNorm2d)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_parametrization_of_a_weight_is_no_norm_layer():
+    convolution = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
+    convert_norm(nn.Sequential(convolution, nn.BatchNorm2d(4)), LCN)
 
 
 def test_a_factory_may_be_given_and_a_lone_layer_is_returned_replaced():

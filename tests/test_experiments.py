@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from tasks.config import compose, options
+from tasks.identity import run_identity
 from tasks.models import scaled_norm
 from tasks.protocol import norm_label, paper_row
 from tasks.runs.directory import Run
@@ -177,6 +178,24 @@ def test_run_directory_is_named_after_what_decides_the_result():
 def test_batch_norm_depends_on_the_images_per_device():
     whole = run_directory("experiment=table1_w18_bn", "data.batch_size=16", world_size=1)
     assert whole != run_directory("experiment=table1_w18_bn", world_size=4)
+
+
+@pytest.mark.parametrize("norm", ["lcn", "lcn_released", "lcn_tiled"])
+def test_a_number_of_groups_takes_no_part_in_runs_that_have_none(norm):
+    """A run made before there was ``norm.groups`` has the directory that it has today."""
+    cfg = compose([f"norm={norm}"])
+    assert run_identity(cfg, "dataset", 8)["norm"] == {
+        "name": norm, "c_group": 2, "window": [227, 227], "window_unit": "feature", "eps": 1e-5,
+    }  # fmt: skip
+    grouped = compose([f"norm={norm}", "norm.groups=16"])
+    assert norm_label(grouped.norm) == f"{norm}_g16_w227"
+    assert "c_group" not in run_identity(grouped, "dataset", 8)["norm"]
+    for groups, c_group in ((1, "C"), ("C", 1)):  # two spellings of one layer
+        one, other = (
+            compose([f"norm={norm}", key])
+            for key in (f"norm.groups={groups}", f"norm.c_group={c_group}")
+        )
+        assert run_identity(one, "dataset", 8) == run_identity(other, "dataset", 8)
 
 
 def test_norm_labels_are_readable():

@@ -34,6 +34,11 @@ def test_group_norm_layers_have_the_groups_asked_for():
     assert {m.num_groups for m in norm_layers(build_model(compose(["norm=ln"])))} == {1}
 
 
+def test_lcn_layers_have_the_groups_asked_for_in_place_of_the_default():
+    model = build_model(compose(["norm=lcn", "norm.groups=8"]))
+    assert {layer.num_groups for layer in norm_layers(model)} == {8}
+
+
 def test_same_seed_gives_the_same_convolutions_for_every_norm():
     weights = []
     for norm in ("bn", "gn", "lcn"):

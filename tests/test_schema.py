@@ -44,11 +44,11 @@ TAKES = {
     "task.scale_lr trainer.deterministic trainer.progress_bar",
     "true null": "logger.offline",
     "one huge": "data.batch_size data.epochs data.eval_batch_size data.eval_every data.total_batch "
-    "logger.every_n_steps norm.c_group norm.groups paper.table task.devices task.epochs "
+    "logger.every_n_steps norm.c_group paper.table task.devices task.epochs "
     "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch "
     "task.model.batch_size task.model.convolutions task.model.mini.batch_size "
     "task.model.mini.epochs trainer.max_epochs trainer.num_nodes",
-    "one huge null": "data.patches_per_epoch data.steps task.num_classes task.outputs "
+    "one huge null": "data.patches_per_epoch data.steps norm.groups task.num_classes task.outputs "
     "task.patches_per_epoch task.steps trainer.max_steps",
     "one huge null numbers": "data.resize task.resize",
     "one huge numbers": "norm.window",
@@ -123,6 +123,8 @@ WRONG = {
     "checkpoint=nowhere.ckpt": "checkpoint=nowhere.ckpt: there is no such file",
     "task.model.pretrained=nowhere.pth": "task.model.pretrained=nowhere.pth: there is no such file",
     "data.eval_split=test": "data.eval_split=test: must be train or val",
+    "norm=lcn norm.groups=4 norm.c_group=8": "norm.groups=4 norm.c_group=8: give one of the two",
+    "norm=gn norm.groups=null": "norm.groups=None: must be a whole number of at least 1, or C",
     "data.holdout=true": "data.holdout=True: must be false with task=cityscapes",
 }
 
@@ -130,7 +132,7 @@ WRONG = {
 @pytest.mark.parametrize("override", WRONG)
 def test_a_wrong_value_is_named_with_what_is_allowed(override):
     with pytest.raises(InputError) as raised:
-        check_config(compose([override]))
+        check_config(compose(override.split()))
     assert WRONG[override] in str(raised.value)
 
 

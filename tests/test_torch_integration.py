@@ -73,20 +73,63 @@ def test_export_with_a_dynamic_image_size():
     torch.testing.assert_close(program.module()(x), model(x))
 
 
-def test_onnx_export_is_decomposed_into_standard_operators():
+class EveryRule(nn.Module):
+    """Layers of each rule and several windows, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                LocalContextNorm(4, 2, 31),
+                LocalContextNorm(4, 4, (7, 90), affine=False),
+                ReleasedLocalContextNorm(4, 2, 31),
+                ReleasedLocalContextNorm(4, 2, (7, 90)),
+                TiledLocalContextNorm(4, 1, (31, 90)),
+            ]
+        )
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, x):
+        return torch.stack([layer(x) for layer in self.layers])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
+def test_onnx_is_right_at_sizes_below_at_and_above_the_window(dynamo, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    from onnx.reference import ReferenceEvaluator
-
-    model = small_model().eval()
-    x = torch.randn(1, 3, 12, 14)
-    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
-    onnx.checker.check_model(program.model_proto)
-    assert {node.domain for node in program.model_proto.graph.node} <= {"", "ai.onnx"}
-    (result,) = ReferenceEvaluator(program.model_proto).run(
-        None, {program.model_proto.graph.input[0].name: x.numpy()}
+    runtime = pytest.importorskip("onnxruntime")
+    model, file = EveryRule().eval(), tmp_path / "model.onnx"
+    axes = {0: "batch", 2: "height", 3: "width"}
+    dynamic = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+    sizes = {"dynamic_shapes": (dynamic,)} if dynamo else {"dynamic_axes": {"x": axes}}
+    example = torch.randn(2, 4, 20, 20)
+    torch.onnx.export(
+        model, (example,), file, dynamo=dynamo, input_names=["x"], verbose=False, **sizes
     )
-    torch.testing.assert_close(torch.from_numpy(result), model(x).detach(), atol=1e-4, rtol=1e-4)
+    assert {node.domain for node in onnx.load(file).graph.node} <= {"", "ai.onnx"}
+    session = runtime.InferenceSession(file)
+    for shape in ((2, 20, 20), (1, 31, 31), (1, 64, 64), (3, 32, 95), (1, 50, 30), (1, 1, 7)):
+        x = torch.randn(shape[0], 4, *shape[1:]) + 3
+        (result,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(result), model(x), atol=2e-5, rtol=2e-5)
+
+
+def test_a_form_without_branches_has_the_gradients_of_the_layer():
+    """It is what is traced where there is no kernel, such as with backend="reference"."""
+    from lcn.kernels import reference, size_free
+
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True)
+    for rule in ("centered", "released", "tiled"):
+        for window in ((3, 4), (9, 3), (20, 20)):
+            arguments = (torch.randn(4), torch.randn(4), 2, window, 1e-2, rule)
+            ours, theirs = (
+                module.local_context_norm(x, *arguments) for module in (size_free, reference)
+            )
+            torch.testing.assert_close(ours, theirs)
+            gradients = (torch.autograd.grad(y.pow(3).sum(), x) for y in (ours, theirs))
+            torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

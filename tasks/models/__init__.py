@@ -15,6 +15,7 @@ from tasks.models.checkpoint import load_backbone, load_imagenet_weights
 from tasks.models.hrnet import hrnetv2
 from tasks.models.mask_rcnn import mask_rcnn
 from tasks.models.unet import UNet
+from tasks.protocol import given_norm
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -123,7 +124,7 @@ def scaled_norm(cfg: DictConfig) -> dict[str, Any]:
     Rounding down keeps every layer windowed or global as at full size: p < H if and only if
     floor(p / 8) < H / 8 for every H that 8 divides.
     """
-    norm = plain(cfg.norm)
+    norm = given_norm(plain(cfg.norm))
     window = norm.get("window", "all")
     if window != "all":
         sides = window if isinstance(window, list) else [window, window]

@@ -27,7 +27,14 @@ from tasks.identity import installed_packages, running_code, versions
 from tasks.models import scaled_norm
 from tasks.models.checkpoint import check_complete, load_weights
 from tasks.modules.module import TaskModule
-from tasks.protocol import learning_rate, norm_label, paper_row, protocol_batch, task_facts
+from tasks.protocol import (
+    given_norm,
+    learning_rate,
+    norm_label,
+    paper_row,
+    protocol_batch,
+    task_facts,
+)
 from tasks.runs.callbacks import (
     AtomicCheckpoints,
     Checkpoints,
@@ -282,7 +289,7 @@ def make_result(
     cfg: DictConfig, run: Run, trainer: pl.Trainer, outcome: Outcome, history: History
 ) -> dict:
     """The content of ``result.json``: metrics in percent, and what gave them."""
-    norm = plain(cfg.norm)
+    norm = given_norm(plain(cfg.norm))
     if "window" in norm:
         norm["window_used"] = scaled_norm(cfg)["window"]
     facts = task_facts(cfg.task.name)
