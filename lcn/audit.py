@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .dependence import Watch
+from .dependence_rules import RULES
+from .fake_run import Forward, first_line, run_fake
 from .layers import LocalContextNorm
 from .norm_layers import named_norm_layers, norm_kind, num_channels
+from .reach import Reach, measure_reach, unknown_reach
 from .window import WHOLE_MAP, covers_map
-
-Forward = Callable[[nn.Module, torch.Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,18 @@ class AuditRow:
 
 
 class Audit(Sequence[AuditRow]):
-    """The rows of :func:`audit`; printing it gives the whole table."""
+    """The rows of :func:`audit`; printing it gives the whole table.
 
-    def __init__(self, rows: Sequence[AuditRow], input_shape: tuple[int, ...]) -> None:
+    ``network`` says how far from a pixel of the input a result can depend; ``reach`` and
+    ``total_stride`` are its, see :class:`lcn.reach.Reach`.
+    """
+
+    def __init__(
+        self, rows: Sequence[AuditRow], input_shape: tuple[int, ...], network: Reach
+    ) -> None:
         self.rows = tuple(rows)
         self.input_shape = input_shape
+        self.network = network
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,12 +63,22 @@ class Audit(Sequence[AuditRow]):
         return iter(self.rows)
 
     @property
+    def reach(self) -> tuple[float, float] | None:
+        """Rows and columns of the input that a result can depend on, in pixels from its own."""
+        return self.network.reach
+
+    @property
+    def total_stride(self) -> tuple[int, int] | None:
+        """Rows and columns of the input after which the grids of all feature maps repeat."""
+        return self.network.total_stride
+
+    @property
     def windowed_count(self) -> int:
         """How many norm layers normalize over less than their whole feature map."""
         return sum(row.windowed for row in self.rows)
 
     def __str__(self) -> str:
-        return "\n".join([_text_table(_HEADER, map(_cells, self.rows)), self._last_line()])
+        return "\n".join([_text_table(_HEADER, map(_cells, self.rows)), self._last_lines()])
 
     __repr__ = __str__
 
@@ -71,7 +88,8 @@ class Audit(Sequence[AuditRow]):
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
             for row in self.rows
         )
-        return f"<table><tr>{head}</tr>{body}</table><p>{self._last_line()}</p>"
+        last = html.escape(self._last_lines()).replace("\n", "<br>")
+        return f"<table><tr>{head}</tr>{body}</table><p>{last}</p>"
 
     def summary(self) -> str:
         """A line per size of feature map: how many norm layers it has, how many are windowed."""
@@ -85,11 +103,11 @@ class Audit(Sequence[AuditRow]):
             for size, rows in ordered
         )
         return "\n".join(
-            [_text_table(("feature map", "norm layers", "windowed"), lines), self._last_line()]
+            [_text_table(("feature map", "norm layers", "windowed"), lines), self._last_lines()]
         )
 
-    def _last_line(self) -> str:
-        return f"windowed: {self.windowed_count} of {len(self)} norm layers"
+    def _last_lines(self) -> str:
+        return f"windowed: {self.windowed_count} of {len(self)} norm layers\n{self.network}"
 
 
 def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | None = None) -> Audit:
@@ -109,15 +127,27 @@ def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | No
             fake tensors do not have), the layers not reached are listed in a warning.
     """
     shape = _checked_shape(input_shape)
-    sizes = measure_feature_maps(model, shape, forward)
-    return Audit([_row(name, layer, sizes) for name, layer in named_norm_layers(model)], shape)
+    watch = Watch(model, RULES)
+    sizes, stopped = _measure(model, shape, forward, watch)
+    if stopped:
+        network = unknown_reach(stopped)
+    else:
+        network = measure_reach(model, shape, forward, watch)
+    rows = [_row(name, layer, sizes) for name, layer in named_norm_layers(model)]
+    return Audit(rows, shape, network)
 
 
 def measure_feature_maps(
     model: nn.Module, input_shape: Sequence[int], forward: Forward | None = None
 ) -> dict[str, tuple[int, int]]:
     """Height and width of the largest map each norm layer is given, by layer name."""
-    shape = _checked_shape(input_shape)
+    return _measure(model, _checked_shape(input_shape), forward, None)[0]
+
+
+def _measure(
+    model: nn.Module, shape: tuple[int, ...], forward: Forward | None, watch: Watch | None
+) -> tuple[dict[str, tuple[int, int]], str | None]:
+    """The sizes of the maps, and why the forward stopped if it did."""
     sizes: dict[str, tuple[int, int]] = {}
     layers = dict(named_norm_layers(model))
 
@@ -133,53 +163,22 @@ def measure_feature_maps(
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(record(name)).remove)
         try:
-            _run_fake(model, shape, forward)
+            if watch is None:
+                run_fake(model, shape, forward)
+            else:
+                run_fake(model, shape, forward, watch, watch.set_input)
         except Exception as error:  # what a model's forward may raise is not ours to know
             if layers and not sizes:
                 raise ValueError(
                     f"the model does not run on an input of shape {shape}: {error}"
                 ) from error
             missing = ", ".join(name for name in layers if name not in sizes)
-            first_line = (str(error).splitlines() or [""])[0]
+            stopped = f"the forward on fake tensors stopped ({first_line(error)})"
             warnings.warn(
-                f"the forward on fake tensors stopped ({type(error).__name__}: {first_line}); "
-                f"norm layers not reached: {missing or 'none'}",
-                stacklevel=3,
+                f"{stopped}; norm layers not reached: {missing or 'none'}", stacklevel=4
             )
-    return sizes
-
-
-def _run_fake(model: nn.Module, shape: tuple[int, ...], forward: Forward | None) -> None:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    device = parameters[0].device if parameters else torch.device("cpu")
-    dtype = parameters[0].dtype if parameters else torch.float32
-    training = {module: module.training for module in model.modules()}
-    called = _Called(model, forward)
-    state = {**dict(called.named_parameters()), **dict(called.named_buffers())}
-    try:
-        model.eval()
-        with mode, torch.no_grad():
-            fakes: dict[str, torch.Tensor] = {
-                name: mode.from_tensor(tensor.detach()) for name, tensor in state.items()
-            }
-            x = torch.empty(shape, device=device, dtype=dtype)
-            torch.func.functional_call(called, fakes, (x,))
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
-
-
-class _Called(nn.Module):
-    """A model together with the way to call it, for ``functional_call``."""
-
-    def __init__(self, model: nn.Module, forward: Forward | None) -> None:
-        super().__init__()
-        self.model = model
-        self.call = forward or (lambda module, x: module(x))
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.call(self.model, x)
+            return sizes, stopped
+    return sizes, None
 
 
 def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
