@@ -15,7 +15,7 @@ from torch import nn
 
 from .dependence import Watch
 from .dependence_rules import RULES
-from .fake_run import Forward, first_line, run_fake
+from .fake_run import FakeModel, Forward, first_line
 from .layers import LocalContextNorm
 from .norm_layers import named_norm_layers, norm_kind, num_channels
 from .reach import Reach, measure_reach, unknown_reach
@@ -127,12 +127,9 @@ def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | No
             fake tensors do not have), the layers not reached are listed in a warning.
     """
     shape = _checked_shape(input_shape)
-    watch = Watch(model, RULES)
-    sizes, stopped = _measure(model, shape, forward, watch)
-    if stopped:
-        network = unknown_reach(stopped)
-    else:
-        network = measure_reach(model, shape, forward, watch)
+    fake, watch = FakeModel(model, forward), Watch(model, RULES)
+    sizes, stopped = _measure(fake, shape, watch)
+    network = unknown_reach(stopped) if stopped else measure_reach(fake, shape, watch)
     rows = [_row(name, layer, sizes) for name, layer in named_norm_layers(model)]
     return Audit(rows, shape, network)
 
@@ -141,15 +138,15 @@ def measure_feature_maps(
     model: nn.Module, input_shape: Sequence[int], forward: Forward | None = None
 ) -> dict[str, tuple[int, int]]:
     """Height and width of the largest map each norm layer is given, by layer name."""
-    return _measure(model, _checked_shape(input_shape), forward, None)[0]
+    return _measure(FakeModel(model, forward), _checked_shape(input_shape))[0]
 
 
 def _measure(
-    model: nn.Module, shape: tuple[int, ...], forward: Forward | None, watch: Watch | None
+    model: FakeModel, shape: tuple[int, ...], watch: Watch | None = None
 ) -> tuple[dict[str, tuple[int, int]], str | None]:
     """The sizes of the maps, and why the forward stopped if it did."""
     sizes: dict[str, tuple[int, int]] = {}
-    layers = dict(named_norm_layers(model))
+    layers = dict(named_norm_layers(model.model))
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -163,10 +160,7 @@ def _measure(
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(record(name)).remove)
         try:
-            if watch is None:
-                run_fake(model, shape, forward)
-            else:
-                run_fake(model, shape, forward, watch, watch.set_input)
+            model(shape, watch, watch.set_input if watch else lambda x: None)
         except Exception as error:  # what a model's forward may raise is not ours to know
             if layers and not sizes:
                 raise ValueError(

@@ -1,9 +1,9 @@
-"""On which rows and columns of the input each cell of a tensor depends, operator by operator.
+"""On which rows, or columns, of its input each cell of a tensor depends, operator by operator.
 
-A dispatch mode watches a forward on fake tensors.  Every tensor that depends on the input carries,
-for each axis, the first and the last input pixel that each of its cells can depend on.  These are
-exact intervals at the size of the run, borders included; channels and samples are taken together,
-and so are the pixels between the first and the last.  Rules per operator are in
+A dispatch mode watches a forward on fake tensors.  Every tensor that depends on the input carries
+the first and the last pixel, along one axis of the input, that each of its cells can depend on.
+These are exact at the size of the run, borders included; channels and samples are taken together,
+and so are the pixels between the first and the last.  The rules per operator are in
 :mod:`lcn.dependence_rules`; an operator without one makes its result unknown.
 """
 
@@ -21,48 +21,61 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # int64 [2, *shape of the tensor], with 1 for every dimension along which all cells are alike:
 # [0] is the first pixel and [1] minus the last, so that two dependences join as their minimum.
 Bounds = np.ndarray
-# Bounds of the input's rows, and of its columns.
-Axes = tuple[Bounds, Bounds]
+Shape = tuple[int, ...]
 
 NOTHING = 2**40  # the first pixel of a cell that depends on no pixel at all
-_MOST_CELLS = 2**23  # of one array; flattened maps would otherwise need gigabytes
-_NO_NAMES: frozenset[str] = frozenset()
+MOST_CELLS = 2**22  # of one array: a flattened map has as many as the map
+_NONE: frozenset[str] = frozenset()
 # The result is the tensor itself or a copy; such calls may come and go with the size of the input.
 COPIES = frozenset(f"aten.{name}" for name in "clone _to_copy detach alias lift_fresh".split())
+# The result takes nothing but the shape.
+CONSTANTS = frozenset(
+    f"aten.{name}"
+    for name in "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros "
+    "new_ones new_empty new_full new_empty_strided".split()
+)
 # Local Context Normalization becomes PyTorch's Group Normalization where the window covers the map.
-_SAME_CALL = {"lcn.local_context_norm": "norm", "aten.native_group_norm": "norm"}
+_NORMS = frozenset(["lcn.local_context_norm", "aten.native_group_norm"])
+
+
+class Unknown(Exception):
+    """A rule cannot say what its operator depends on."""
+
+
+class OtherPath(Exception):
+    """The model calls other operators when its input is larger."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dependence:
-    """What one tensor depends on.  Pairs are of rows and columns of the input."""
+    """What one tensor depends on, along one axis of the input."""
 
-    axes: Axes
-    shape: tuple[int, ...]
-    # Of the same tensor in the run on a smaller input; None in the first run.
-    smaller: tuple[int, ...] | None
-    # Input pixels after which the grids of this tensor and all it was made from repeat.
-    period: tuple[int, int] = (1, 1)
-    # Layers that look at a whole axis, however long; at a map's size; whose rule is not known.
-    unlimited: tuple[frozenset[str], frozenset[str]] = (_NO_NAMES, _NO_NAMES)
-    sized: frozenset[str] = _NO_NAMES
-    unknown: frozenset[str] = _NO_NAMES
+    bounds: Bounds
+    shape: Shape
+    smaller: Shape  # of the same tensor in the run on the smaller input; the same if there is none
+    period: int = 1  # input pixels after which this grid and all that it was made from repeat
+    unlimited: frozenset[str] = _NONE  # layers that look at the whole axis, however long
+    sized: frozenset[str] = _NONE  # layers whose result depends on the size of the map as such
+    unknown: frozenset[str] = _NONE  # layers with an operator that no rule follows
 
     def growth(self, dim: int) -> int:
         """By how many cells the dimension is longer than in the run on the smaller input."""
-        return 0 if self.smaller is None else self.shape[dim] - self.smaller[dim]
+        return self.shape[dim] - self.smaller[dim]
+
+    def varies(self, dim: int) -> bool:
+        """Whether cells along the dimension depend on different pixels."""
+        return self.bounds.shape[dim + 1] > 1
 
 
 def join(bounds: Sequence[Bounds]) -> Bounds:
     """The bounds of what depends on all of these, which are broadcast as PyTorch does."""
     dims = max(b.ndim for b in bounds)
-    joined = None
-    for b in bounds:
-        if b.ndim < dims:
-            b = b.reshape(2, *[1] * (dims - b.ndim), *b.shape[1:])
-        joined = b if joined is None or joined is b else np.minimum(joined, b)
-    assert joined is not None
-    return joined
+    result, *others = (b.reshape(2, *[1] * (dims - b.ndim), *b.shape[1:]) for b in bounds)
+    if all(b is bounds[0] for b in bounds):
+        return bounds[0]
+    for other in others:
+        result = np.minimum(result, other)
+    return result
 
 
 def contract(bounds: Bounds, dims: Sequence[int]) -> Bounds:
@@ -78,59 +91,55 @@ class Call:
     name: str
     layer: str
     values: dict[str, Any]  # by name of argument
-    out: Any
+    outs: list[Tensor]
     sources: dict[int, Dependence]  # by id of tensor
-    # In the second run: shapes of the results in the first, by how much the input is larger, and
-    # whether a window covered the map's rows and columns.
-    smaller: tuple[tuple[int, ...], ...] | None
-    step: tuple[int, int]
-    covers: tuple[bool, bool] | None = None
+    # In a second run: shapes of the results in the first, and by how much the input is larger.
+    smaller: tuple[Shape, ...]
+    step: int
+    # Whether a window covers the map's rows and columns, in the first run if there was one.
+    covers: tuple[bool, bool] = (True, True)
     # What the rule finds out, as in `Dependence`.
-    unlimited: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
-    period: list[int] = field(default_factory=lambda: [1, 1])
+    period: int = 1
+    unlimited: bool = False
     sized: bool = False
 
     def source(self, value: Any) -> Dependence | None:
         """What a tensor depends on; None for a constant, and for what is no tensor."""
         return self.sources.get(id(value))
 
-    def stride(self, source: Dependence, axis: int, dim: int) -> Fraction | None:
+    def only_source(self, name: str = "self") -> Dependence:
+        """What the named argument depends on, if it is the only one that is no constant."""
+        source = self.source(self.values.get(name))
+        if source is None or any(other is not source for other in self.sources.values()):
+            raise Unknown(f"{self.name} with computed arguments")
+        return source
+
+    def stride(self, source: Dependence, dim: int) -> Fraction | None:
         """Input pixels per cell along a dimension; None unless it grows with the input."""
         growth = source.growth(dim)
-        return Fraction(self.step[axis], growth) if growth > 0 else None
+        return Fraction(self.step, growth) if growth > 0 else None
 
-    def contracted(self, source: Dependence, dims: Sequence[int]) -> Axes:
-        """Bounds after a reduction over ``dims``, noting where these grow with the input."""
-        dims = [d % len(source.shape) for d in dims]
-        for axis, bounds in enumerate(source.axes):
-            if any(bounds.shape[d + 1] > 1 and source.growth(d) for d in dims):
-                self.unlimited[axis].add(self.layer)
-        rows, columns = (contract(bounds, dims) for bounds in source.axes)
-        return rows, columns
-
-    def merged(self, *axes: Axes | None) -> Axes:
-        """The bounds of what depends on all of these; None stands for a constant."""
-        known = [pair for pair in axes if pair is not None]
-        return join([rows for rows, _ in known]), join([columns for _, columns in known])
-
-    def axes(self, value: Any) -> Axes | None:
-        source = self.source(value)
-        return None if source is None else source.axes
-
-    def whole(self, value: Any) -> Axes | None:
-        """Bounds of what depends on all of a tensor, if it is no constant."""
-        source = self.source(value)
+    def contracted(self, value: Any, dims: Sequence[int]) -> list[Bounds]:
+        """Bounds after a reduction over ``dims``, noting if one grows; none for a constant."""
+        source = value if isinstance(value, Dependence) else self.source(value)
         if source is None:
-            return None
-        rows, columns = self.contracted(source, range(len(source.shape)))
-        return rows.reshape(2), columns.reshape(2)
+            return []
+        dims = [d % len(source.shape) for d in dims]
+        self.unlimited |= any(source.varies(d) and source.growth(d) for d in dims)
+        return [contract(source.bounds, dims)]
+
+    def whole(self, *values: Any) -> list[Bounds]:
+        """Bounds of what depends on all of these tensors; constants have none."""
+        found = []
+        for source in map(self.source, values):
+            if source is not None:
+                [bounds] = self.contracted(source, range(len(source.shape)))
+                found.append(bounds.reshape(2))
+        return found
 
 
-class Unknown(Exception):
-    """A rule cannot say what its operator depends on."""
-
-
-Rule = Callable[[Call], Sequence[Axes | None]]
+# Returns the bounds of each result; a result beyond these is unknown.
+Rule = Callable[[Call], Sequence[Bounds]]
 
 
 class Watch(TorchDispatchMode):
@@ -138,23 +147,27 @@ class Watch(TorchDispatchMode):
 
     Args:
         model: the model that runs, for the names of its layers.
-        rules: a rule by name of operator; it returns the bounds of each result, None for a
-            constant.
+        rules: a rule by name of operator.
+        axis: 0 for the rows of the input, 1 for its columns; None to note down only what a second
+            run compares with.
         smaller: the watch of a run on a smaller input, if this is the second run.
     """
 
     def __init__(
-        self, model: nn.Module, rules: dict[str, Rule], smaller: "Watch | None" = None
+        self,
+        model: nn.Module,
+        rules: dict[str, Rule],
+        axis: int | None = None,
+        smaller: "Watch | None" = None,
     ) -> None:
         super().__init__()
-        self.rules, self.smaller = rules, smaller
-        self.calls: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
-        self.covered: list[tuple[bool, bool]] = []
         self.input_size = (0, 0)
-        self._step = (0, 0)
-        self._covered = iter(smaller.covered if smaller else ())
+        self.calls: list[tuple[str, tuple[Shape, ...]]] = []
+        self.covered: list[tuple[bool, bool]] = []
+        self._rules, self._axis, self._smaller = rules, axis, smaller
+        self._step = 0
         self._names = {module: name for name, module in model.named_modules()}
-        self._stack: list[str] = []
+        self._running: list[str] = []
         self._hooks: list[Any] = []
         # Storages written through a view: what else looks at them is not followed.
         self._written: dict[int, Any] = {}
@@ -172,212 +185,174 @@ class Watch(TorchDispatchMode):
             hook.remove()
 
     def _on_enter(self, module: nn.Module, args: Any) -> None:
-        self._stack.append(self._names[module])
+        self._running.append(self._names[module])
 
     def _on_leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._stack.pop()
+        self._running.pop()
+
+    def _layer(self, operator: str) -> str:
+        """The innermost layer that runs."""
+        name = next((name for name in reversed(self._running) if name), "")
+        return name or f"the model's forward ({operator.removeprefix('aten.')})"
 
     def set_input(self, x: Tensor) -> None:
-        """Makes ``[N, C, H, W]`` the input, every cell of which depends on itself."""
-        height, width = x.shape[-2:]
-        self.input_size = (height, width)
-        rows = _own_pixel(height).reshape(2, 1, 1, height, 1)
-        columns = _own_pixel(width).reshape(2, 1, 1, 1, width)
-        smaller = None
-        if self.smaller:
-            small_height, small_width = self.smaller.input_size
-            self._step = (height - small_height, width - small_width)
-            smaller = (*x.shape[:2], small_height, small_width)
-        _attach(x, Dependence((rows, columns), tuple(x.shape), smaller))
+        """Makes ``[N, C, H, W]`` the input, every cell of which depends on its own pixel."""
+        self.input_size = (x.shape[2], x.shape[3])
+        shape = smaller = tuple(x.shape)
+        if self._smaller:
+            smaller = (*shape[:2], *self._smaller.input_size)
+        axis = self._axis or 0
+        self._step = shape[axis + 2] - smaller[axis + 2]
+        pixel = np.arange(shape[axis + 2])
+        along = [1, 1, -1, 1] if axis == 0 else [1, 1, 1, -1]
+        self._attach(x, Dependence(np.stack([pixel, -pixel]).reshape(2, *along), shape, smaller))
+
+    def of(self, tensor: Tensor) -> Dependence | None:
+        """What a tensor depends on, None if it is a constant."""
+        found = getattr(tensor, "_lcn_dependence", None)
+        if found is not None and found[0] is self and found[2] == tensor._version:
+            return found[1]  # type: ignore[no-any-return]
+        shared = bool(self._written) and tensor.untyped_storage()._cdata in self._written
+        if (found is None or found[0] is not self) and not shared:
+            return None
+        shape = tuple(tensor.shape)
+        reason = f"{self._layer('result')} (a tensor changed through a view of it)"
+        return Dependence(_anything(tensor), shape, shape, unknown=frozenset([reason]))
+
+    def _attach(self, tensor: Tensor, dependence: Dependence, version: int | None = None) -> None:
+        version = tensor._version if version is None else version
+        tensor._lcn_dependence = (self, dependence, version)  # type: ignore[attr-defined]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         sources = {}
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             dependence = self.of(tensor)
             if dependence is not None:
                 sources[id(tensor)] = dependence
-        written = args[0] if func._schema.is_mutable and args else None
         out = func(*args, **kwargs)
-        if sources and _tensors(out):
-            self._follow(func, args, kwargs, out, sources, written)
+        operator = str(func.overloadpacket)
+        outs = tensors_in(out)
+        if sources and outs and operator not in CONSTANTS:
+            call = self._call(operator, func, args, kwargs, outs, sources)
+            self._follow(call, func, args[0] if func._schema.is_mutable else None)
         return out
 
-    def of(self, tensor: Tensor) -> Dependence | None:
-        """What a tensor depends on, None if it is a constant."""
-        attached = getattr(tensor, "_lcn_dependence", None)
-        if attached is not None and attached[1] == tensor._version:
-            return attached[0]  # type: ignore[no-any-return]
-        shared = bool(self._written) and tensor.untyped_storage()._cdata in self._written
-        if attached is None and not shared:
-            return None
-        shape = tuple(tensor.shape)
-        return _unknown(shape, f"{self._where()} (a tensor changed through a view of it)")
-
-    def _where(self, operator: str = "") -> str:
-        """The innermost layer that runs."""
-        layer = next((name for name in reversed(self._stack) if name), "")
-        return layer or f"the model's forward ({operator or 'result'})"
-
-    def _follow(
-        self, func: Any, args: Any, kwargs: Any, out: Any, sources: Any, written: Tensor | None
-    ) -> None:
-        operator = str(func.overloadpacket)
-        outs = _tensors(out)
-        smaller = self._same_call(operator, outs, sources)
+    def _call(
+        self,
+        operator: str,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        outs: list[Tensor],
+        sources: dict[int, Dependence],
+    ) -> Call:
         values = {
             argument.name: kwargs.get(argument.name, argument.default_value)
             for argument in func._schema.arguments
         }
-        names = (argument.name for argument in func._schema.arguments)
-        values.update(zip(names, args, strict=False))
-        call = Call(
-            operator,
-            self._where(operator),
-            values,
-            out,
-            sources,
-            smaller,
-            self._step,
-        )
-        rule = self.rules.get(operator)
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = self.rules["pointwise"]
-        if operator in _SAME_CALL and self.smaller:
-            call.covers = next(self._covered, None)
-        unknown = _NO_NAMES
-        results: Sequence[Axes | None]
-        try:
-            if rule is None:
-                raise Unknown(operator)
-            results = rule(call)
-        except Exception as reason:  # a rule that fails must not stop the model
-            text = str(reason) if isinstance(reason, Unknown) else f"{operator}: {reason!r}"
-            unknown = frozenset([f"{call.layer} ({text})"])
-            results = []
-        if operator in _SAME_CALL and call.covers is not None:
+        values.update(zip(list(values), args, strict=False))
+        smaller = self._in_first_run(operator, outs, sources)
+        call = Call(operator, self._layer(operator), values, outs, sources, smaller, self._step)
+        if operator in _NORMS:
+            if operator == "lcn.local_context_norm" and isinstance(values["p"], int):
+                rows, columns = values["p"] >= outs[0].shape[2], values["q"] >= outs[0].shape[3]
+                either = values["rule"] == "released" and (rows or columns)
+                call.covers = (rows or either, columns or either)
             self.covered.append(call.covers)
-        for index, tensor in enumerate(outs):
-            known = results[index] if index < len(results) else _everything(tensor.dim())
-            if known is None:
-                continue
-            if index >= len(results) and not unknown:
-                unknown = frozenset([f"{call.layer} (result {index} of {operator})"])
-            shape = tuple(tensor.shape)
-            before = smaller[index] if smaller and index < len(smaller) else None
-            dependence = self._finished(call, known, shape, before, unknown)
-            self._keep(tensor, dependence, written, call)
+            if self._smaller:
+                call.covers = self._smaller.covered[len(self.covered) - 1]
+        return call
 
-    def _same_call(
+    def _in_first_run(
         self, operator: str, outs: list[Tensor], sources: dict[int, Dependence]
-    ) -> tuple[tuple[int, ...], ...] | None:
+    ) -> tuple[Shape, ...]:
         """The results' shapes in the run on the smaller input, call by call."""
         if operator in COPIES:
-            if self.smaller is None:
-                return None
-            return tuple(dependence.smaller or () for dependence in sources.values())
-        number = len(self.calls)
-        name = _SAME_CALL.get(operator, operator)
-        # Group Normalization also returns its statistics.
-        compared = outs[:1] if operator in _SAME_CALL else outs
-        self.calls.append((name, tuple(tuple(tensor.shape) for tensor in compared)))
-        if self.smaller is None:
-            return None
-        calls = self.smaller.calls
-        if number >= len(calls) or calls[number][0] != name:
+            return tuple(dependence.smaller for dependence in sources.values())
+        # Group Normalization returns its statistics as well.
+        shapes = tuple(tuple(t.shape) for t in (outs[:1] if operator in _NORMS else outs))
+        name = "norm" if operator in _NORMS else operator
+        self.calls.append((name, shapes))
+        if self._smaller is None:
+            return shapes
+        number = len(self.calls) - 1
+        if number >= len(self._smaller.calls):
             raise OtherPath
-        shapes = calls[number][1]
-        if [len(shape) for shape in shapes] != [tensor.dim() for tensor in compared]:
+        earlier, earlier_shapes = self._smaller.calls[number]
+        if earlier != name or [*map(len, earlier_shapes)] != [*map(len, shapes)]:
             raise OtherPath
-        return shapes
+        return earlier_shapes
 
-    def _finished(
-        self,
-        call: Call,
-        axes: Axes,
-        shape: tuple[int, ...],
-        smaller: tuple[int, ...] | None,
-        unknown: frozenset[str],
-    ) -> Dependence:
-        sources = list(call.sources.values())
-        first = sources[0]
-        plain = not (unknown or call.sized or any(call.unlimited) or call.period != [1, 1])
-        unmoved = all(b is a for b, a in zip(axes, first.axes, strict=True))
-        if plain and len(sources) == 1 and unmoved and first.shape == shape:
-            return first
-        if any(bounds.size > 2 * _MOST_CELLS for bounds in axes):
-            unknown |= {f"{call.layer} ({call.name} of a large flattened map)"}
-            axes = _everything(len(shape))
-        period = [lcm(call.period[a], *(source.period[a] for source in sources)) for a in (0, 1)]
-        dependence = Dependence(axes, shape, smaller)
-        if smaller is not None:
-            for axis, other in ((0, 1), (1, 0)):
-                for dim in range(len(shape)):
-                    if axes[axis].shape[dim + 1] > 1 and axes[other].shape[dim + 1] == 1:
-                        stride = call.stride(dependence, axis, dim)
-                        period[axis] = lcm(period[axis], stride.numerator if stride else 1)
-        rows, columns = (
-            frozenset(call.unlimited[a]).union(*(source.unlimited[a] for source in sources))
-            for a in (0, 1)
-        )
-        sized = frozenset([call.layer] if call.sized else ())
-        return Dependence(
-            axes,
-            shape,
-            smaller,
-            (period[0], period[1]),
-            (rows, columns),
-            sized.union(*(source.sized for source in sources)),
-            unknown.union(*(source.unknown for source in sources)),
-        )
+    def _follow(self, call: Call, func: Any, written: Tensor | None) -> None:
+        rule = self._rules.get(call.name)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = self._rules["pointwise"]
+        results: Sequence[Bounds] = ()
+        reason = f"{call.layer} ({call.name})"
+        if self._axis is not None and rule is not None:
+            try:
+                results = rule(call)
+                if any(bounds.size > 2 * MOST_CELLS for bounds in results):
+                    raise Unknown(f"{call.name} of a large flattened map")
+            except Exception as error:  # a rule that fails must not stop the model
+                results = ()
+                reason = f"{call.layer} ({error if isinstance(error, Unknown) else call.name})"
+        for index, tensor in enumerate(call.outs):
+            unknown = _NONE if index < len(results) else frozenset([reason])
+            bounds = results[index] if index < len(results) else _anything(tensor)
+            shape = tuple(tensor.shape)
+            smaller = call.smaller[index] if index < len(call.smaller) else shape
+            self._keep(call, tensor, _finished(call, bounds, shape, smaller, unknown), written)
 
     def _keep(
-        self, tensor: Tensor, dependence: Dependence, written: Tensor | None, call: Call
+        self, call: Call, tensor: Tensor, dependence: Dependence, written: Tensor | None
     ) -> None:
-        if tensor is not written:
-            # A view takes the count of changes over from what it is a view of.
-            first = call.values.get("self")
-            is_view = isinstance(first, Tensor) and _same_storage(first, tensor)
-            _attach(tensor, dependence, first._version if is_view else tensor._version)
+        """Attaches a dependence, valid until the tensor is changed."""
+        if tensor is written:
+            if call.source(tensor) is not dependence and tensor._is_view():
+                storage = tensor.untyped_storage()
+                self._written[storage._cdata] = storage
+            self._attach(tensor, dependence, tensor._version + 1)
             return
-        before = call.source(tensor)
-        if before is not dependence and tensor._is_view():
-            storage = tensor.untyped_storage()
-            self._written[storage._cdata] = storage
-        _attach(tensor, dependence, tensor._version + 1)
+        # A view takes the count of changes over from what it is a view of.
+        viewed = call.values.get("self")
+        is_view = isinstance(viewed, Tensor) and (
+            viewed.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+        )
+        self._attach(tensor, dependence, viewed._version if is_view else tensor._version)
 
 
-class OtherPath(Exception):
-    """The model calls other operators when its input is larger."""
-
-
-def _attach(tensor: Tensor, dependence: Dependence, version: int | None = None) -> None:
-    tensor._lcn_dependence = (  # type: ignore[attr-defined]
-        dependence,
-        tensor._version if version is None else version,
+def _finished(
+    call: Call, bounds: Bounds, shape: Shape, smaller: Shape, unknown: frozenset[str]
+) -> Dependence:
+    """The dependence of a result, with all that holds for what it was made from."""
+    sources = list(call.sources.values())
+    first = sources[0]
+    news = unknown or call.unlimited or call.sized or call.period > 1
+    if not news and len(sources) == 1 and bounds is first.bounds and shape == first.shape:
+        return first
+    here = frozenset([call.layer])
+    dependence = Dependence(
+        bounds,
+        shape,
+        smaller,
+        lcm(call.period, *(source.period for source in sources)),
+        (here if call.unlimited else _NONE).union(*(source.unlimited for source in sources)),
+        (here if call.sized else _NONE).union(*(source.sized for source in sources)),
+        unknown.union(*(source.unknown for source in sources)),
     )
+    strides = [call.stride(dependence, d) for d in range(len(shape)) if dependence.varies(d)]
+    period = lcm(dependence.period, *(stride.numerator for stride in strides if stride))
+    return Dependence(**{**dependence.__dict__, "period": period})
 
 
-def _same_storage(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
-
-
-def _own_pixel(size: int) -> Bounds:
-    pixel = np.arange(size, dtype=np.int64)
-    return np.stack([pixel, -pixel])
-
-
-def _everything(dims: int) -> Axes:
+def _anything(tensor: Tensor) -> Bounds:
     """Bounds that stand for an unknown dependence; never read as a distance."""
-    bounds = np.full((2, *[1] * dims), -NOTHING, dtype=np.int64)
-    return bounds, bounds
+    return np.full((2, *[1] * tensor.dim()), -NOTHING)
 
 
-def _unknown(shape: tuple[int, ...], reason: str) -> Dependence:
-    return Dependence(_everything(len(shape)), shape, shape, unknown=frozenset([reason]))
-
-
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_in(values: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
     if isinstance(values, Tensor):
         return [values]
@@ -385,4 +360,4 @@ def _tensors(values: Any) -> list[Tensor]:
         values = values.values()
     elif not isinstance(values, (tuple, list)):
         return []
-    return [tensor for value in values for tensor in _tensors(value)]
+    return [tensor for value in values for tensor in tensors_in(value)]

@@ -10,17 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .dependence import (
-    COPIES,
-    NOTHING,
-    Axes,
-    Bounds,
-    Call,
-    Dependence,
-    Rule,
-    Unknown,
-    contract,
-)
+from .dependence import COPIES, NOTHING, Bounds, Call, Dependence, Rule, Unknown, contract, join
 from .window import axis_bounds
 
 RULES: dict[str, Rule] = {}
@@ -44,53 +34,34 @@ def read(bounds: Bounds, dim: int, cells: np.ndarray) -> Bounds:
     padding = [(0, 0)] * bounds.ndim
     padding[dim + 1] = (0, 1)
     padded = np.pad(bounds, padding, constant_values=NOTHING)
-    first, *others = (np.take(padded, cells[:, tap], axis=dim + 1) for tap in range(cells.shape[1]))
-    for other in others:
-        np.minimum(first, other, out=first)
-    return first
+    result = np.take(padded, cells[:, 0], axis=dim + 1)
+    for tap in range(1, cells.shape[1]):
+        np.minimum(result, np.take(padded, cells[:, tap], axis=dim + 1), out=result)
+    return result
 
 
 def read_between(bounds: Bounds, dim: int, start: np.ndarray, stop: np.ndarray) -> Bounds:
     """Bounds of cells that read ``[start, stop)`` along a dimension, none of them empty."""
-    if bounds.shape[dim + 1] == 1:
+    size = bounds.shape[dim + 1]
+    if size == 1:
         return bounds
     # Minima over 1, 2, 4, ... cells; two of them, which may overlap, make up any interval.
-    length = stop - start
-    power = np.frexp(length.astype(np.float64))[1] - 1
-    result = None
-    minima, size = bounds, bounds.shape[dim + 1]
-    column = (-1, *[1] * (bounds.ndim - dim - 2))
+    power = np.frexp((stop - start).astype(np.float64))[1] - 1
+    result = np.full((*bounds.shape[: dim + 1], len(start), *bounds.shape[dim + 2 :]), NOTHING)
+    minima = bounds
     for exponent in range(int(power.max()) + 1):
         if exponent:
-            half = 1 << (exponent - 1)
-            index = np.minimum(np.arange(size) + half, size - 1)
-            minima = np.minimum(minima, np.take(minima, index, axis=dim + 1))
-        here = power == exponent
-        last = np.where(here, stop - (1 << exponent), 0)
-        found = np.minimum(
-            np.take(minima, np.where(here, start, 0), axis=dim + 1),
-            np.take(minima, last, axis=dim + 1),
+            further = np.minimum(np.arange(size) + (1 << (exponent - 1)), size - 1)
+            minima = np.minimum(minima, np.take(minima, further, axis=dim + 1))
+        [here] = np.nonzero(power == exponent)
+        ends = (start[here], stop[here] - (1 << exponent))
+        result[(slice(None),) * (dim + 1) + (here,)] = np.minimum(
+            *(np.take(minima, end, axis=dim + 1) for end in ends)
         )
-        result = found if result is None else np.where(here.reshape(column), found, result)
-    assert result is not None
     return result
 
 
-def on_axes(axes: Axes, change: Callable[[Bounds], Bounds]) -> list[Axes]:
-    """One result, whose bounds are those given, changed alike on both axes."""
-    return [(change(axes[0]), change(axes[1]))]
-
-
-def source_of(call: Call, name: str = "self") -> Dependence:
-    """What the named argument depends on; others that the rule does not follow are constants."""
-    source = call.source(call.values.get(name))
-    others = [d for d in call.sources.values() if d is not source]
-    if source is None or others:
-        raise Unknown(f"{call.name} with a computed argument")
-    return source
-
-
-def pair(value: Any, count: int) -> list[int]:
+def each(value: Any, count: int) -> list[int]:
     """A value per spatial dimension, of a list that may hold one for all."""
     values = list(value) if isinstance(value, Sequence) else [value]
     return [int(v) for v in (values * count if len(values) == 1 else values)]
@@ -100,34 +71,28 @@ def pair(value: Any, count: int) -> list[int]:
 
 
 @rule("hardswish hardswish_ hardtanh hardtanh_ native_dropout fill_ masked_fill masked_fill_")
-def pointwise(call: Call) -> list[Axes | None]:
-    return [call.merged(*(d.axes for d in call.sources.values()))] * (1 + isinstance(call.out, tuple))
+def pointwise(call: Call) -> list[Bounds]:
+    joined = join([source.bounds for source in call.sources.values()])
+    return [joined] * len(call.outs)
 
 
 RULES["pointwise"] = pointwise
 RULES.update(dict.fromkeys(COPIES, pointwise))
 
 
-@rule("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty")
-def constant(call: Call) -> list[Axes | None]:
-    return [None]
-
-
-RULES.update(dict.fromkeys(["aten.new_full", "aten.new_empty_strided", "prim.device"], constant))
-
-
 @rule("copy_")
-def overwrite(call: Call) -> list[Axes | None]:
-    return [call.axes(call.values["src"])]
+def overwrite(call: Call) -> list[Bounds]:
+    source = call.source(call.values["src"])
+    return pointwise(call) if source is None else [source.bounds]
 
 
 @rule("glu")
-def glu(call: Call) -> list[Axes | None]:
-    source = source_of(call)
+def glu(call: Call) -> list[Bounds]:
+    source = call.only_source()
     dim = call.values["dim"] % len(source.shape)
     half = source.shape[dim] // 2
     cells = np.stack([np.arange(half), np.arange(half) + half], axis=1)
-    return [*on_axes(source.axes, lambda b: read(b, dim, cells))]
+    return [read(source.bounds, dim, cells)]
 
 
 # Sliding windows
@@ -149,78 +114,57 @@ def transposed_taps(
 
 
 @rule("convolution")
-def convolution(call: Call) -> list[Axes | None]:
+def convolution(call: Call) -> list[Bounds]:
     v = call.values
+    affine = call.whole(v["weight"], v["bias"])
     source = call.source(v["input"])
     if source is None:
-        raise Unknown("convolution of a constant with computed weights")
+        return [join(affine).reshape(2, *[1] * call.outs[0].dim())]
     kernel = v["weight"].shape[2:]
-    count = len(kernel)
-    stride, padding, dilation = (pair(v[k], count) for k in ("stride", "padding", "dilation"))
-    cells = transposed_taps if v["transposed"] else taps
-    axes = call.contracted(source, [1])
-    for k in range(count):
-        dim = k + 2
-        reads = cells(
-            call.out.shape[dim], source.shape[dim], kernel[k], stride[k], padding[k], dilation[k]
-        )
-        [axes] = on_axes(axes, lambda b, dim=dim, reads=reads: read(b, dim, reads))
-    return [call.merged(axes, call.whole(v["weight"]), call.whole(v["bias"]))]
+    keys = ("stride", "padding", "dilation")
+    geometry = zip(kernel, *(each(v[key], len(kernel)) for key in keys), strict=True)
+    [bounds] = call.contracted(source, [1])
+    for dim, parts in enumerate(geometry, start=2):
+        sizes = (call.outs[0].shape[dim], source.shape[dim])
+        cells = (transposed_taps if v["transposed"] else taps)(*sizes, *parts)
+        bounds = read(bounds, dim, cells)
+    return [join([bounds, *affine])]
 
 
 @rule("max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d max_pool2d")
-def pooling(call: Call) -> list[Axes | None]:
-    v = call.values
-    source = source_of(call)
-    out = call.out[0] if isinstance(call.out, tuple) else call.out
-    count = 2 if "2d" in call.name else 3 if "3d" in call.name else 1
-    kernel = pair(v["kernel_size"], count)
-    stride = pair(v["stride"] or kernel, count)
-    padding, dilation = pair(v["padding"], count), pair(v.get("dilation", 1), count)
-    axes = source.axes
-    for k in range(count):
-        dim = len(source.shape) - count + k
-        reads = taps(
-            out.shape[dim], source.shape[dim], kernel[k], stride[k], padding[k], dilation[k]
-        )
-        [axes] = on_axes(axes, lambda b, dim=dim, reads=reads: read(b, dim, reads))
-    return [axes]
+def pooling(call: Call) -> list[Bounds]:
+    v, source = call.values, call.only_source()
+    count = next(n for n in (1, 2, 3) if f"pool{n}d" in call.name)
+    kernel = each(v["kernel_size"], count)
+    others = (v["stride"] or kernel, v["padding"], v.get("dilation", 1))
+    geometry = zip(kernel, *(each(value, count) for value in others), strict=True)
+    bounds = source.bounds
+    for dim, parts in enumerate(geometry, start=len(source.shape) - count):
+        cells = taps(call.outs[0].shape[dim], source.shape[dim], *parts)
+        bounds = read(bounds, dim, cells)
+    return [bounds]
 
 
 @rule("lcn.local_context_norm")
-def local_context_norm(call: Call) -> list[Axes | None]:
+def local_context_norm(call: Call) -> list[Bounds]:
     v = call.values
     source = call.source(v["x"])
-    if source is None or not isinstance(v["p"], int) or len(source.shape) != 4:
+    if source is None or not isinstance(v["p"], int):
         raise Unknown(f"{call.name} with a window per point")
-    sizes, window = source.shape[2:], (v["p"], v["q"])
-    if call.covers is None:
-        rows, columns = (p >= size for p, size in zip(window, sizes, strict=True))
-        either = v["rule"] == "released" and (rows or columns)
-        call.covers = (rows or either, columns or either)
-    axes = call.contracted(source, [1])
-    affine = (call.whole(v["weight"]), call.whole(v["bias"]))
-    released_global = v["rule"] == "released" and any(
-        p >= size for p, size in zip(window, sizes, strict=True)
-    )
-    for k, dim in enumerate((2, 3)):
-        if call.covers[k] or released_global:
-            mine = [axis for axis in (0, 1) if axes[axis].shape[dim + 1] > 1]
-            for axis in mine:
-                call.unlimited[axis].add(call.layer)
-            [axes] = on_axes(axes, lambda b, dim=dim: contract(b, [dim]))
-            continue
-        start, stop = axis_limits(sizes[k], window[k], v["rule"])
-        [axes] = on_axes(
-            axes, lambda b, dim=dim, start=start, stop=stop: read_between(b, dim, start, stop)
-        )
-        if v["rule"] == "tiled":
-            stride = call.stride(source, k, dim)
-            call.period[k] = (stride or Fraction(1)).numerator * window[k]
-    return [call.merged(axes, *affine)]
+    [bounds] = call.contracted(source, [1])
+    for dim, window, covers in zip((2, 3), (v["p"], v["q"]), call.covers, strict=True):
+        if covers:
+            call.unlimited |= source.varies(dim)
+            bounds = contract(bounds, [dim])
+        elif source.varies(dim):
+            bounds = read_between(bounds, dim, *window_limits(source.shape[dim], window, v["rule"]))
+            stride = call.stride(source, dim)
+            if v["rule"] == "tiled" and stride:
+                call.period = stride.numerator * window
+    return [join([bounds, *call.whole(v["weight"], v["bias"])])]
 
 
-def axis_limits(size: int, window: int, rule: str) -> tuple[np.ndarray, np.ndarray]:
+def window_limits(size: int, window: int, rule: str) -> tuple[np.ndarray, np.ndarray]:
     """``start`` and ``stop`` of :func:`lcn.window.axis_bounds` as arrays."""
     with _disable_current_modes():
         start, stop = axis_bounds(size, window, rule)
@@ -231,150 +175,127 @@ def axis_limits(size: int, window: int, rule: str) -> tuple[np.ndarray, np.ndarr
 
 
 @rule("native_group_norm")
-def group_norm(call: Call) -> list[Axes | None]:
+def group_norm(call: Call) -> list[Bounds]:
     source = call.source(call.values["input"])
-    if source is None:
-        raise Unknown(f"{call.name} of a constant")
-    call.covers = call.covers or (True, True)
-    statistics = call.contracted(source, range(1, len(source.shape)))
-    affine = (call.whole(call.values["weight"]), call.whole(call.values["bias"]))
-    return [call.merged(source.axes, statistics, *affine)]
+    dims = range(1, call.outs[0].dim())
+    statistics = call.contracted(source, dims)
+    affine = call.whole(call.values["weight"], call.values["bias"])
+    return [join([*([source.bounds] if source else []), *statistics, *affine])]
 
 
 @rule("native_layer_norm _fused_rms_norm")
-def layer_norm(call: Call) -> list[Axes | None]:
-    source = source_of(call, "input")
+def layer_norm(call: Call) -> list[Bounds]:
+    source = call.only_source("input")
     dims = range(-len(call.values["normalized_shape"]), 0)
-    return [call.merged(source.axes, call.contracted(source, dims))]
+    return [join([source.bounds, *call.contracted(source, dims)])]
 
 
 @rule(
     "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "cudnn_batch_norm miopen_batch_norm _batch_norm_no_update _batch_norm_with_update"
 )
-def batch_norm(call: Call) -> list[Axes | None]:
-    source = call.source(call.values["input"])
-    if source is None:
-        raise Unknown(f"{call.name} of a constant")
-    axes = source.axes
-    no_running = "running_mean" not in call.values
-    if call.values.get("training") or no_running or call.name.endswith("with_update"):
-        dims = [d for d in range(len(source.shape)) if d != 1]
-        axes = call.merged(axes, call.contracted(source, dims))
-    affine = (call.whole(call.values["weight"]), call.whole(call.values["bias"]))
-    return [call.merged(axes, *affine)]
+def batch_norm(call: Call) -> list[Bounds]:
+    v = call.values
+    source = call.source(v["input"])
+    parts = [] if source is None else [source.bounds]
+    of_batch = "running_mean" not in v or call.name.endswith("with_update")
+    if source and (v.get("training") or v.get("train") or of_batch):
+        parts += call.contracted(source, [d for d in range(len(source.shape)) if d != 1])
+    return [join([*parts, *call.whole(v["weight"], v["bias"])])]
 
 
 @rule(
     "mean sum amax amin var std prod any all logsumexp linalg_vector_norm norm argmax argmin "
-    "max min var_mean std_mean median nanmean nansum"
+    "max min var_mean std_mean nansum"
 )
-def reduction(call: Call) -> list[Axes | None]:
-    v, rank = call.values, None
-    source = source_of(call, "self")
-    if "other" in v:  # max and min of two tensors
+def reduction(call: Call) -> list[Bounds]:
+    v = call.values
+    if "other" in v:  # the larger of two tensors, cell by cell
         return pointwise(call)
+    source = call.only_source()
     rank = len(source.shape)
-    dims = v.get("dim")
-    dims = list(range(rank)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
-    dims = sorted(d % rank for d in dims) or list(range(rank))
-    axes = call.contracted(source, dims)
+    given = v.get("dim")
+    dims = [given] if isinstance(given, int) else list(given or range(rank))
+    dims = [d % rank for d in dims]
+    [bounds] = call.contracted(source, dims)
     if not v.get("keepdim", False):
-        gone = tuple(d + 1 for d in dims)
-        [axes] = on_axes(axes, lambda b: b.squeeze(gone))
-    return [axes] * (len(call.out) if isinstance(call.out, tuple) else 1)
+        bounds = bounds.squeeze(tuple(d + 1 for d in dims))
+    return [bounds] * len(call.outs)
 
 
 @rule("_softmax _log_softmax _safe_softmax cumsum cumprod sort topk")
-def along_a_dimension(call: Call) -> list[Axes | None]:
-    source = source_of(call)
-    axes = call.contracted(source, [call.values["dim"]])
-    return [axes] * (len(call.out) if isinstance(call.out, tuple) else 1)
+def along_a_dimension(call: Call) -> list[Bounds]:
+    return call.contracted(call.only_source(), [call.values["dim"]]) * len(call.outs)
 
 
 @rule("_adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool3d adaptive_max_pool3d")
-def adaptive_pooling(call: Call) -> list[Axes | None]:
-    source = source_of(call)
-    out = call.out[0] if isinstance(call.out, tuple) else call.out
-    axes = source.axes
-    for dim in range(len(source.shape) - (3 if "3d" in call.name else 2), len(source.shape)):
-        check_scale(call, source, dim, None)
+def adaptive_pooling(call: Call) -> list[Bounds]:
+    source, out = call.only_source(), call.outs[0]
+    bounds = source.bounds
+    for dim in range(-3 if "3d" in call.name else -2, 0):
+        dim %= len(source.shape)
+        note_scale(call, source, dim)
         cell, size, count = np.arange(out.shape[dim]), source.shape[dim], out.shape[dim]
-        start, stop = cell * size // count, -(-(cell + 1) * size // count)
-        [axes] = on_axes(
-            axes, lambda b, dim=dim, start=start, stop=stop: read_between(b, dim, start, stop)
-        )
-    return [axes]
+        bounds = read_between(bounds, dim, cell * size // count, -(-(cell + 1) * size // count))
+    return [bounds]
 
 
 # Products
-
 
 _FACTORS = {"mm": "self mat2", "bmm": "self mat2", "addmm": "mat1 mat2", "baddbmm": "batch1 batch2"}
 
 
 @rule(" ".join(_FACTORS))
-def product(call: Call) -> list[Axes | None]:
+def product(call: Call) -> list[Bounds]:
     v, name = call.values, call.name.removeprefix("aten.")
-    first, second = _FACTORS[name].split()
-    added = call.axes(v["self"]) if "add" in name else None
-    return [call.merged(added, _contracted(call, v[first], -1), _contracted(call, v[second], -2))]
+    one, other = (call.source(v[factor]) for factor in _FACTORS[name].split())
+    added = call.source(v["self"]) if "add" in name else None
+    if one and other and _grows(one, -2) and _grows(other, -1):
+        # Attention scores, of every place with every other.
+        rows, columns = call.contracted(one, [-1, -2]), call.contracted(other, [-1, -2])
+    else:
+        rows, columns = call.contracted(one, [-1]), call.contracted(other, [-2])
+    return [join([*rows, *columns, *([added.bounds] if added else [])])]
+
+
+def _grows(source: Dependence, dim: int) -> bool:
+    dim %= len(source.shape)
+    return source.varies(dim) and source.growth(dim) > 0
 
 
 @rule("linear")
-def linear(call: Call) -> list[Axes | None]:
+def linear(call: Call) -> list[Bounds]:
     v = call.values
-    affine = (call.whole(v["weight"]), call.whole(v["bias"]))
-    return [call.merged(_contracted(call, v["input"], -1), *affine)]
-
-
-def _contracted(call: Call, tensor: Any, dim: int) -> Axes | None:
-    source = call.source(tensor)
-    return None if source is None else call.contracted(source, [dim])
+    return [join([*call.contracted(v["input"], [-1]), *call.whole(v["weight"], v["bias"])])]
 
 
 @rule(
     "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-    "_scaled_dot_product_fused_attention_overrideable"
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
 )
-def attention(call: Call) -> list[Axes | None]:
+def attention(call: Call) -> list[Bounds]:
     v = call.values
-    parts: list[Axes | None] = []
-    for name, dims in (("query", [-1]), ("key", [-1, -2]), ("value", [-2])):
-        source = call.source(v[name])
-        parts.append(None if source is None else call.contracted(source, dims))
-    for name in ("attn_mask", "attn_bias"):
-        if call.source(v.get(name)) is not None:
-            raise Unknown(f"{call.name} with a computed mask")
-    return [call.merged(*parts)]
+    if any(call.source(v.get(name)) for name in ("attn_mask", "attn_bias")):
+        raise Unknown(f"{call.name} with a computed mask")
+    parts = (call.contracted(v[n], d) for n, d in _ATTENTION_READS)
+    return [join([bounds for part in parts for bounds in part])]
+
+
+_ATTENTION_READS = (("query", [-1]), ("key", [-1, -2]), ("value", [-1, -2]))
 
 
 # Resizing
 
 
-def check_scale(call: Call, source: Dependence, dim: int, fixed: Any) -> None:
-    """Notes a resize to a fixed size as unlimited, by a factor that depends on the size as such."""
-    out = call.out[0] if isinstance(call.out, tuple) else call.out
-    if call.smaller is None:
+def note_scale(call: Call, source: Dependence, dim: int) -> None:
+    """A resize to a fixed size is unlimited; one by another factor at another size is noted."""
+    if not source.varies(dim) or not source.growth(dim):
         return
-    grown, growth = out.shape[dim] - call.smaller[0][dim], source.growth(dim)
-    for axis, bounds in enumerate(source.axes):
-        if bounds.shape[dim + 1] == 1:
-            continue
-        if growth and not grown:
-            call.unlimited[axis].add(call.layer)
-        elif fixed is None and source.shape[dim] * grown != out.shape[dim] * growth:
-            call.sized = True
-
-
-def resize_scale(size: int, out: int, factor: float | None, align_corners: bool) -> Fraction:
-    """Cells of the source per cell of the result."""
-    if align_corners:
-        return Fraction(size - 1, out - 1) if out > 1 else Fraction(0)
-    if factor is not None and factor > 0:
-        return 1 / Fraction(factor).limit_denominator(4096)
-    return Fraction(size, out)
+    size, grown = call.outs[0].shape[dim], call.outs[0].shape[dim] - call.smaller[0][dim]
+    if not grown:
+        call.unlimited = True
+    elif source.shape[dim] * grown != size * source.growth(dim):
+        call.sized = True
 
 
 @rule(
@@ -382,43 +303,46 @@ def resize_scale(size: int, out: int, factor: float | None, align_corners: bool)
     "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
     "upsample_trilinear3d upsample_bicubic2d"
 )
-def resize(call: Call) -> list[Axes | None]:
+def resize(call: Call) -> list[Bounds]:
     v = call.values
-    source = source_of(call, "self" if "self" in v else "input")
+    source = call.only_source("self" if "self" in v else "input")
     count = len(source.shape) - 2
-    align = bool(v.get("align_corners", False))
-    if v.get("scale_factors") is not None:
-        factors = list(v["scale_factors"])
-    else:
-        keys = ["scales"] if count == 1 else ["scales_d", "scales_h", "scales_w"][-count:]
-        factors = [v.get(key) for key in keys]
-    axes = source.axes
-    for k in range(count):
-        dim = k + 2
-        size, out = source.shape[dim], call.out.shape[dim]
-        check_scale(call, source, dim, factors[k])
-        scale = resize_scale(size, out, factors[k], align)
-        if align and scale != 1 and any(b.shape[dim + 1] > 1 for b in axes):
-            call.sized = True
-        reads = resize_taps(call.name, size, out, scale, align)
-        [axes] = on_axes(axes, lambda b, dim=dim, reads=reads: read(b, dim, reads))
-    return [axes]
+    align_corners = bool(v.get("align_corners", False))
+    keys = ["scales"] if count == 1 else ["scales_d", "scales_h", "scales_w"][-count:]
+    factors = list(v.get("scale_factors") or (v.get(key) for key in keys))
+    bounds = source.bounds
+    for dim, factor in enumerate(factors, start=2):
+        size, out = source.shape[dim], call.outs[0].shape[dim]
+        scale = source_cells_per_cell(size, out, factor, align_corners)
+        if not factor or align_corners:
+            note_scale(call, source, dim)
+        if align_corners and size != out and source.varies(dim):
+            call.sized = True  # (size - 1) / (out - 1) is the same for no two sizes
+        bounds = read(bounds, dim, resize_taps(call.name, size, out, scale, align_corners))
+    return [bounds]
 
 
-def resize_taps(name: str, size: int, out: int, scale: Fraction, align: bool) -> np.ndarray:
-    """Cells that each result reads with a weight other than zero; whole-number arithmetic."""
-    cell = np.arange(out, dtype=np.int64)
+def source_cells_per_cell(
+    size: int, out: int, factor: float | None, align_corners: bool
+) -> Fraction:
+    if align_corners:
+        return Fraction(size - 1, out - 1) if out > 1 else Fraction(0)
+    return 1 / Fraction(factor).limit_denominator(4096) if factor else Fraction(size, out)
+
+
+def resize_taps(name: str, size: int, out: int, scale: Fraction, align_corners: bool) -> np.ndarray:
+    """Cells that each result reads with a weight other than zero, in whole-number arithmetic."""
+    cell = np.arange(out)
     over, under = scale.numerator, scale.denominator
     if "nearest_exact" in name:
         return np.minimum((2 * cell + 1) * over // (2 * under), size - 1)[:, None]
     if "nearest" in name:
         return np.minimum(cell * over // under, size - 1)[:, None]
     # Where the middle of the cell lies in the source, in units of 1 / (2 * under) cells.
-    place = 2 * cell * over if align else (2 * cell + 1) * over - under
-    unit = 2 * under
+    place = 2 * cell * over if align_corners else (2 * cell + 1) * over - under
     if "bicubic" not in name:
         place = np.maximum(place, 0)
-    floor, between = place // unit, place % unit != 0
-    reach = (-1, 0, 1, 2) if "bicubic" in name else (0, 1)
-    reads = [np.where(between | (k == 0), np.clip(floor + k, 0, size - 1), -1) for k in reach]
+    floor, between = place // (2 * under), place % (2 * under) != 0
+    offsets = (-1, 0, 1, 2) if "bicubic" in name else (0, 1)
+    reads = [np.where(between | (k == 0), np.clip(floor + k, 0, size - 1), -1) for k in offsets]
     return np.stack(reads, axis=1)

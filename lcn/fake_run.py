@@ -11,47 +11,49 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 Forward = Callable[[nn.Module, torch.Tensor], Any]
 
 
-def run_fake(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    forward: Forward | None = None,
-    watch: AbstractContextManager[Any] | None = None,
-    on_input: Callable[[torch.Tensor], None] = lambda x: None,
-) -> Any:
-    """What the model returns for a fake input of ``shape``, in eval mode and without gradients.
+class FakeModel:
+    """A model that can be called on fake inputs of any size, in eval mode, without gradients.
 
-    Parameters, buffers and training modes stay as they are.
+    Its parameters, buffers and training modes stay as they are.
 
     Args:
         forward: how to call the model, if not as ``model(x)``.
-        watch: a context around the forward, such as a dispatch mode.
-        on_input: called with the fake input before the forward.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    device = parameters[0].device if parameters else torch.device("cpu")
-    dtype = parameters[0].dtype if parameters else torch.float32
-    training = {module: module.training for module in model.modules()}
-    called = _Called(model, forward)
-    state = {**dict(called.named_parameters()), **dict(called.named_buffers())}
-    try:
-        model.eval()
-        with mode, torch.no_grad():
-            fakes: dict[str, torch.Tensor] = {
-                name: mode.from_tensor(tensor.detach()) for name, tensor in state.items()
-            }
-            x = torch.empty(shape, device=device, dtype=dtype)
-            on_input(x)
-            with watch or nullcontext():
-                return torch.func.functional_call(called, fakes, (x,))
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
 
+    def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
+        self.model = model
+        self._called = _Called(model, forward)
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        parameters = [p for p in model.parameters() if p.is_floating_point()]
+        self._device = parameters[0].device if parameters else torch.device("cpu")
+        self._dtype = parameters[0].dtype if parameters else torch.float32
+        state = [*self._called.named_parameters(), *self._called.named_buffers()]
+        with torch.no_grad():
+            self._state = {name: self._mode.from_tensor(t.detach()) for name, t in state}
 
-def first_line(error: Exception) -> str:
-    """Kind and first line of an error, for a sentence that says why a forward stopped."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    def __call__(
+        self,
+        shape: tuple[int, ...],
+        watch: AbstractContextManager[Any] | None = None,
+        on_input: Callable[[torch.Tensor], None] = lambda x: None,
+    ) -> Any:
+        """What the model returns for a fake input of ``shape``.
+
+        Args:
+            watch: a context around the forward, such as a dispatch mode.
+            on_input: called with the fake input before the forward.
+        """
+        training = {module: module.training for module in self.model.modules()}
+        try:
+            self.model.eval()
+            with self._mode, torch.no_grad():
+                x = torch.empty(shape, device=self._device, dtype=self._dtype)
+                on_input(x)
+                with watch or nullcontext():
+                    return torch.func.functional_call(self._called, self._state, (x,))
+        finally:
+            for module, was_training in training.items():
+                module.training = was_training
 
 
 class _Called(nn.Module):
@@ -64,3 +66,8 @@ class _Called(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.call(self.model, x)
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error, for a sentence that says why a forward stopped."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from . import dependence_views  # noqa: F401  registers its rules
-from .dependence import NOTHING, Dependence, OtherPath, Watch
+from .dependence import NOTHING, Dependence, OtherPath, Watch, tensors_in
 from .dependence_rules import RULES
-from .fake_run import Forward, first_line, run_fake
+from .fake_run import FakeModel, first_line
 
 # How much larger the second input is. A multiple of every total stride that is told from it, and
 # of the windows that transformers divide their maps into; the next one if the reach does not fit.
@@ -64,93 +63,99 @@ def unknown_reach(reason: str) -> Reach:
     return Reach(None, None, None, unknown=(reason,))
 
 
-def measure_reach(
-    model: nn.Module, shape: tuple[int, ...], forward: Forward | None, first: Watch
-) -> Reach:
-    """The reach of a model, from runs on inputs larger than that of a first one.
+@dataclass(frozen=True)
+class _Axis:
+    """The same along one axis."""
+
+    reach: float = math.nan
+    inner_reach: float = math.nan
+    total_stride: int | None = None
+    unlimited_by: tuple[str, ...] = ()
+    sized_by: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+def measure_reach(model: FakeModel, shape: tuple[int, ...], first: Watch) -> Reach:
+    """The reach of a model, from runs on larger inputs than that of a first run.
 
     Args:
         first: the watch of a run on ``shape``.  A window that covers its map there counts as
-            unlimited, and what it shows to grow with the input as well.
+            unlimited.
     """
-    found = unknown_reach("the model was not run")
-    for step in _STEPS:
-        larger = (*shape[:2], shape[2] + step, shape[3] + step)
-        try:
-            watch, outputs = follow(model, larger, forward, first)
-        except OtherPath:
-            return unknown_reach(f"the forward takes another path at {larger[2]} x {larger[3]}")
-        except Exception as error:  # what a model's forward may raise is not ours to know
-            return unknown_reach(
-                f"the forward stopped at {larger[2]} x {larger[3]} ({first_line(error)})"
-            )
-        found = _reach(outputs, watch.input_size, step)
-        if found.unknown or not any(math.isnan(r) for r in found.reach or ()):
-            return found
-    return Reach(None, None, found.total_stride, unknown=(f"more than {_STEPS[-1] // 4} pixels",))
-
-
-def follow(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    forward: Forward | None = None,
-    smaller: Watch | None = None,
-) -> tuple[Watch, list[Dependence]]:
-    """Runs a model on fake tensors; returns the watch, and what each result depends on."""
-    watch = Watch(model, RULES, smaller)
-    result = run_fake(model, shape, forward, watch, watch.set_input)
-    return watch, [d for d in map(watch.of, _results(result)) if d is not None]
-
-
-def _results(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return [] if value is None else _results(getattr(value, "__dict__", None))
-    return [tensor for item in value for tensor in _results(item)]
-
-
-def _reach(outputs: list[Dependence], size: tuple[int, int], step: int) -> Reach:
-    if not outputs:
-        return unknown_reach("the forward returns nothing that depends on its input")
-    unknown = _sorted(d.unknown for d in outputs)
-    sized = _sorted(d.sized for d in outputs)
-    unlimited = _sorted(names for d in outputs for names in d.unlimited)
-    period = tuple(math.lcm(*(d.period[axis] for d in outputs)) for axis in (0, 1))
-    total_stride = None if unknown or max(period) > _LARGEST_PERIOD else (period[0], period[1])
-    if all(any(output.unlimited[axis] for output in outputs) for axis in (0, 1)):
-        everywhere = (math.inf, math.inf)
-        return Reach(everywhere, everywhere, total_stride, unlimited, sized, unknown)
-    if unknown:
-        return Reach(None, None, total_stride, unlimited, sized, unknown)
-    for output in outputs:
-        for axis, kind in enumerate(("rows", "columns")):
-            if not output.unlimited[axis] and len(_spatial(output, axis)) != 1:
-                reason = f"a result of shape {output.shape} without {kind} of its own"
-                return Reach(None, None, total_stride, unlimited, sized, (reason,))
-    anywhere, inside = [], []
-    for axis in (0, 1):
-        found = [_distances(output, axis, size[axis], step) for output in outputs]
-        anywhere.append(max((a for a, _ in found), key=_nan_last))
-        inside.append(max((i for _, i in found), key=_nan_last))
+    rows, columns = (_measure_axis(model, shape, first, axis) for axis in (0, 1))
+    unknown = _unique(rows.unknown, columns.unknown)
+    endless = all(math.isinf(axis.reach) for axis in (rows, columns))
+    known = endless or not unknown
+    strides = (rows.total_stride, columns.total_stride)
     return Reach(
-        (anywhere[0], anywhere[1]), (inside[0], inside[1]), total_stride, unlimited, sized
+        (rows.reach, columns.reach) if known else None,
+        (rows.inner_reach, columns.inner_reach) if known else None,
+        None if strides[0] is None or strides[1] is None else (strides[0], strides[1]),
+        _unique(rows.unlimited_by, columns.unlimited_by),
+        _unique(rows.sized_by, columns.sized_by),
+        unknown,
     )
 
 
-def _nan_last(value: float) -> tuple[bool, float]:
-    return math.isnan(value), value
+def _measure_axis(model: FakeModel, shape: tuple[int, ...], first: Watch, axis: int) -> _Axis:
+    for step in _STEPS:
+        larger = list(shape)
+        larger[axis + 2] += step
+        try:
+            outputs = follow(model, tuple(larger), axis, first)
+        except OtherPath:
+            why = f"the forward takes another path at {larger[2]} x {larger[3]}"
+            return _Axis(unknown=(why,))
+        except Exception as error:  # what a model's forward may raise is not ours to know
+            why = f"the forward stopped at {larger[2]} x {larger[3]} ({first_line(error)})"
+            return _Axis(unknown=(why,))
+        found = _summary(outputs, larger[axis + 2], step)
+        if found.unknown or not math.isnan(found.reach):
+            return found
+    return replace(found, unknown=(f"a reach of more than {_STEPS[-1] // 4} pixels",))
 
 
-def _distances(output: Dependence, axis: int, size: int, step: int) -> tuple[float, float]:
+def follow(
+    model: FakeModel, shape: tuple[int, ...], axis: int, smaller: Watch | None = None
+) -> list[Dependence]:
+    """Runs a model on fake tensors; returns what each of its results depends on along an axis."""
+    watch = Watch(model.model, RULES, axis, smaller)
+    result = model(shape, watch, watch.set_input)
+    return [d for d in map(watch.of, _results(result)) if d is not None]
+
+
+def _results(value: Any) -> list[torch.Tensor]:
+    """Tensors in what a forward returned, which may be an object with attributes."""
+    if value is None or isinstance(value, (torch.Tensor, dict, tuple, list)):
+        return tensors_in(value)
+    return tensors_in(getattr(value, "__dict__", None))
+
+
+def _summary(outputs: list[Dependence], size: int, step: int) -> _Axis:
+    if not outputs:
+        return _Axis(unknown=("the forward returns nothing that depends on its input",))
+    period = math.lcm(*(output.period for output in outputs))
+    unknown = _unique(*(output.unknown for output in outputs))
+    total_stride = None if unknown or period > _LARGEST_PERIOD else period
+    unlimited = _unique(*(output.unlimited for output in outputs))
+    sized = _unique(*(output.sized for output in outputs))
+    if unlimited:
+        return _Axis(math.inf, math.inf, total_stride, unlimited, sized, unknown)
+    shapeless = [output.shape for output in outputs if len(_grown(output)) != 1]
+    if shapeless and not unknown:
+        unknown = (f"a result of shape {shapeless[0]} that has no place in the input",)
+    if unknown:
+        return _Axis(math.nan, math.nan, total_stride, unlimited, sized, unknown)
+    distances = np.array([_distances(output, size, step, period) for output in outputs])
+    anywhere, inside = distances.max(axis=0)  # nan if one is
+    return _Axis(float(anywhere), float(inside), total_stride, unlimited, sized)
+
+
+def _distances(output: Dependence, size: int, step: int, period: int) -> tuple[float, float]:
     """Largest distance between result and pixel, anywhere and inside; nan if the input is small."""
-    if output.unlimited[axis]:
-        return math.inf, math.inf
-    bounds = output.axes[axis]
-    [along] = _spatial(output, axis)
-    others = tuple(d for d in range(bounds.ndim) if d not in (0, along + 1))
+    bounds = output.bounds
+    [along] = _grown(output)
+    others = tuple(d for d in range(1, bounds.ndim) if d != along + 1)
     first, last = bounds.min(axis=others) * [[1], [-1]]
     cell = np.arange(output.shape[along])[first < NOTHING]
     first, last = first[cell], last[cell]
@@ -163,19 +168,18 @@ def _distances(output: Dependence, axis: int, size: int, step: int) -> tuple[flo
     distance = np.maximum(0, np.maximum(own_first - first, last - own_last))
     inside = (first > 0) & (last < size - 1)
     from_end_to_end = ((first <= 0) & (last >= size - 1)).any()
-    if from_end_to_end or inside.sum() * stride < 2 * output.period[axis]:
+    if from_end_to_end or inside.sum() * stride < 2 * period:
         return math.nan, math.nan
     return float(distance.max()), float(distance[inside].max())
 
 
-def _spatial(output: Dependence, axis: int) -> list[int]:
+def _grown(output: Dependence) -> list[int]:
     """The dimensions along which a result grows with the input and its cells differ."""
-    bounds = output.axes[axis]
     dims = range(len(output.shape))
-    return [d for d in dims if bounds.shape[d + 1] > 1 and output.growth(d) > 0]
+    return [d for d in dims if output.varies(d) and output.growth(d) > 0]
 
 
-def _sorted(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
+def _unique(*groups: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for group in groups for name in sorted(group)))
 
 
