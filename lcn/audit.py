@@ -168,9 +168,7 @@ def _measure(
                 ) from error
             missing = ", ".join(name for name in layers if name not in sizes)
             stopped = f"the forward on fake tensors stopped ({first_line(error)})"
-            warnings.warn(
-                f"{stopped}; norm layers not reached: {missing or 'none'}", stacklevel=4
-            )
+            warnings.warn(f"{stopped}; norm layers not reached: {missing or 'none'}", stacklevel=4)
             return sizes, stopped
     return sizes, None
 

@@ -7,8 +7,8 @@ and so are the pixels between the first and the last.  The rules per operator ar
 :mod:`lcn.dependence_rules`; an operator without one makes its result unknown.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from typing import Any
@@ -27,13 +27,13 @@ NOTHING = 2**40  # the first pixel of a cell that depends on no pixel at all
 MOST_CELLS = 2**22  # of one array: a flattened map has as many as the map
 _NONE: frozenset[str] = frozenset()
 # The result is the tensor itself or a copy; such calls may come and go with the size of the input.
-COPIES = frozenset(f"aten.{name}" for name in "clone _to_copy detach alias lift_fresh".split())
+COPIES = frozenset(
+    f"aten.{name}" for name in ("clone", "_to_copy", "detach", "alias", "lift_fresh")
+)
 # The result takes nothing but the shape.
 CONSTANTS = frozenset(
-    f"aten.{name}"
-    for name in "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros "
-    "new_ones new_empty new_full new_empty_strided".split()
-)
+    f"aten.{stem}_like" for stem in ("zeros", "ones", "empty", "full", "rand", "randn")
+) | frozenset(f"aten.new_{stem}" for stem in ("zeros", "ones", "empty", "full", "empty_strided"))
 # Local Context Normalization becomes PyTorch's Group Normalization where the window covers the map.
 _NORMS = frozenset(["lcn.local_context_norm", "aten.native_group_norm"])
 
@@ -119,7 +119,7 @@ class Call:
         growth = source.growth(dim)
         return Fraction(self.step, growth) if growth > 0 else None
 
-    def contracted(self, value: Any, dims: Sequence[int]) -> list[Bounds]:
+    def contracted(self, value: Any, dims: Iterable[int]) -> list[Bounds]:
         """Bounds after a reduction over ``dims``, noting if one grows; none for a constant."""
         source = value if isinstance(value, Dependence) else self.source(value)
         if source is None:
@@ -212,7 +212,7 @@ class Watch(TorchDispatchMode):
         found = getattr(tensor, "_lcn_dependence", None)
         if found is not None and found[0] is self and found[2] == tensor._version:
             return found[1]  # type: ignore[no-any-return]
-        shared = bool(self._written) and tensor.untyped_storage()._cdata in self._written
+        shared = bool(self._written) and _storage(tensor) in self._written
         if (found is None or found[0] is not self) and not shared:
             return None
         shape = tuple(tensor.shape)
@@ -311,16 +311,14 @@ class Watch(TorchDispatchMode):
         """Attaches a dependence, valid until the tensor is changed."""
         if tensor is written:
             if call.source(tensor) is not dependence and tensor._is_view():
-                storage = tensor.untyped_storage()
-                self._written[storage._cdata] = storage
+                self._written[_storage(tensor)] = tensor
             self._attach(tensor, dependence, tensor._version + 1)
             return
         # A view takes the count of changes over from what it is a view of.
-        viewed = call.values.get("self")
-        is_view = isinstance(viewed, Tensor) and (
-            viewed.untyped_storage()._cdata == tensor.untyped_storage()._cdata
-        )
-        self._attach(tensor, dependence, viewed._version if is_view else tensor._version)
+        viewed, version = call.values.get("self"), tensor._version
+        if isinstance(viewed, Tensor) and _storage(viewed) == _storage(tensor):
+            version = viewed._version
+        self._attach(tensor, dependence, version)
 
 
 def _finished(
@@ -345,6 +343,10 @@ def _finished(
     strides = [call.stride(dependence, d) for d in range(len(shape)) if dependence.varies(d)]
     period = lcm(dependence.period, *(stride.numerator for stride in strides if stride))
     return Dependence(**{**dependence.__dict__, "period": period})
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _anything(tensor: Tensor) -> Bounds:

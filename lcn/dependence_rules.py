@@ -81,7 +81,7 @@ RULES.update(dict.fromkeys(COPIES, pointwise))
 
 
 @rule("copy_")
-def overwrite(call: Call) -> list[Bounds]:
+def overwrite(call: Call) -> Sequence[Bounds]:
     source = call.source(call.values["src"])
     return pointwise(call) if source is None else [source.bounds]
 
@@ -155,7 +155,7 @@ def local_context_norm(call: Call) -> list[Bounds]:
     for dim, window, covers in zip((2, 3), (v["p"], v["q"]), call.covers, strict=True):
         if covers:
             call.unlimited |= source.varies(dim)
-            bounds = contract(bounds, [dim])
+            bounds = join([bounds, contract(bounds, [dim])])  # as many cells as before
         elif source.varies(dim):
             bounds = read_between(bounds, dim, *window_limits(source.shape[dim], window, v["rule"]))
             stride = call.stride(source, dim)
@@ -208,7 +208,7 @@ def batch_norm(call: Call) -> list[Bounds]:
     "mean sum amax amin var std prod any all logsumexp linalg_vector_norm norm argmax argmin "
     "max min var_mean std_mean nansum"
 )
-def reduction(call: Call) -> list[Bounds]:
+def reduction(call: Call) -> Sequence[Bounds]:
     v = call.values
     if "other" in v:  # the larger of two tensors, cell by cell
         return pointwise(call)
@@ -225,7 +225,8 @@ def reduction(call: Call) -> list[Bounds]:
 
 @rule("_softmax _log_softmax _safe_softmax cumsum cumprod sort topk")
 def along_a_dimension(call: Call) -> list[Bounds]:
-    return call.contracted(call.only_source(), [call.values["dim"]]) * len(call.outs)
+    [bounds] = call.contracted(call.only_source(), [call.values["dim"]])
+    return [bounds] * len(call.outs)
 
 
 @rule("_adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool3d adaptive_max_pool3d")
@@ -242,13 +243,18 @@ def adaptive_pooling(call: Call) -> list[Bounds]:
 
 # Products
 
-_FACTORS = {"mm": "self mat2", "bmm": "self mat2", "addmm": "mat1 mat2", "baddbmm": "batch1 batch2"}
+_FACTORS = {
+    "mm": ("self", "mat2"),
+    "bmm": ("self", "mat2"),
+    "addmm": ("mat1", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+}
 
 
 @rule(" ".join(_FACTORS))
 def product(call: Call) -> list[Bounds]:
     v, name = call.values, call.name.removeprefix("aten.")
-    one, other = (call.source(v[factor]) for factor in _FACTORS[name].split())
+    one, other = (call.source(v[factor]) for factor in _FACTORS[name])
     added = call.source(v["self"]) if "add" in name else None
     if one and other and _grows(one, -2) and _grows(other, -1):
         # Attention scores, of every place with every other.
@@ -277,11 +283,9 @@ def attention(call: Call) -> list[Bounds]:
     v = call.values
     if any(call.source(v.get(name)) for name in ("attn_mask", "attn_bias")):
         raise Unknown(f"{call.name} with a computed mask")
-    parts = (call.contracted(v[n], d) for n, d in _ATTENTION_READS)
-    return [join([bounds for part in parts for bounds in part])]
-
-
-_ATTENTION_READS = (("query", [-1]), ("key", [-1, -2]), ("value", [-1, -2]))
+    query = call.contracted(v["query"], [-1])
+    others = (call.contracted(v[name], [-1, -2]) for name in ("key", "value"))
+    return [join([*query, *(bounds for other in others for bounds in other)])]
 
 
 # Resizing

@@ -89,7 +89,8 @@ def split(call: Call) -> list[Bounds]:
 @rule("flip")
 def flip(call: Call) -> list[Bounds]:
     source = call.only_source()
-    return [np.flip(source.bounds, [d % len(source.shape) + 1 for d in call.values["dims"]])]
+    dims = tuple(d % len(source.shape) + 1 for d in call.values["dims"])
+    return [np.flip(source.bounds, dims)]
 
 
 @rule("repeat")

@@ -1,5 +1,6 @@
 """Runs a model on fake tensors, which have shapes and no values."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 Forward = Callable[[nn.Module, torch.Tensor], Any]
 
 
@@ -29,7 +31,9 @@ class FakeModel:
         self._dtype = parameters[0].dtype if parameters else torch.float32
         state = [*self._called.named_parameters(), *self._called.named_buffers()]
         with torch.no_grad():
-            self._state = {name: self._mode.from_tensor(t.detach()) for name, t in state}
+            self._state: dict[str, torch.Tensor] = {
+                name: self._mode.from_tensor(tensor.detach()) for name, tensor in state
+            }
 
     def __call__(
         self,
@@ -44,7 +48,9 @@ class FakeModel:
             on_input: called with the fake input before the forward.
         """
         training = {module: module.training for module in self.model.modules()}
+        silenced = _LOG.disabled  # what an operator refuses is raised as well as logged
         try:
+            _LOG.disabled = True
             self.model.eval()
             with self._mode, torch.no_grad():
                 x = torch.empty(shape, device=self._device, dtype=self._dtype)
@@ -52,6 +58,7 @@ class FakeModel:
                 with watch or nullcontext():
                     return torch.func.functional_call(self._called, self._state, (x,))
         finally:
+            _LOG.disabled = silenced
             for module, was_training in training.items():
                 module.training = was_training
 
