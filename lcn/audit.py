@@ -19,6 +19,7 @@ from .fake_run import FakeModel, Forward, first_line
 from .layers import LocalContextNorm
 from .norm_layers import named_norm_layers, norm_kind, num_channels
 from .reach import Reach, measure_reach, unknown_reach
+from .siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
 from .window import WHOLE_MAP, covers_map
 
 
@@ -184,11 +185,12 @@ def _row(name: str, layer: nn.Module, sizes: dict[str, tuple[int, int]]) -> Audi
     height, width = sizes.get(name, (None, None))
     window: tuple[int, int] | str | None = None
     windowed = False
-    if isinstance(layer, LocalContextNorm):
+    if isinstance(layer, (LocalContextNorm, PositionalNorm, LocalResponseNorm, LocalContrastNorm)):
         whole = layer.window == (WHOLE_MAP, WHOLE_MAP)
         window = "all" if whole else layer.window
         if height is not None and width is not None:
-            windowed = not covers_map(layer.rule, layer.window, height, width)
+            rule = getattr(layer, "rule", "centered")
+            windowed = not covers_map(rule, layer.window, height, width)
     return AuditRow(
         name, norm_kind(layer) or "", num_channels(layer) or 0, height, width, window, windowed
     )

@@ -85,7 +85,7 @@ def measure_reach(model: FakeModel, shape: tuple[int, ...], first: Watch) -> Rea
     rows, columns = (_measure_axis(model, shape, first, axis) for axis in (0, 1))
     unknown = _unique(rows.unknown, columns.unknown)
     endless = all(math.isinf(axis.reach) for axis in (rows, columns))
-    known = endless or not unknown
+    known = endless or not any(math.isnan(axis.reach) for axis in (rows, columns))
     strides = (rows.total_stride, columns.total_stride)
     return Reach(
         (rows.reach, columns.reach) if known else None,
@@ -110,8 +110,11 @@ def _measure_axis(model: FakeModel, shape: tuple[int, ...], first: Watch, axis: 
             why = f"the forward stopped at {larger[2]} x {larger[3]} ({first_line(error)})"
             return _Axis(unknown=(why,))
         found = _summary(outputs, larger[axis + 2], step)
-        if found.unknown or not math.isnan(found.reach):
+        settled = not math.isnan(found.reach) and found.total_stride is not None
+        if found.unknown or settled:
             return found
+    if not math.isnan(found.reach):
+        return replace(found, unknown=("a feature map whose stride is no common number",))
     return replace(found, unknown=(f"a reach of more than {_STEPS[-1] // 4} pixels",))
 
 
