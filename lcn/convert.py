@@ -191,6 +191,7 @@ def _batch_norm_copy(layer: nn.Module, options: Mapping[str, Any] | None) -> nn.
         return None
     running_mean = getattr(layer, "running_mean", None)
     kept = ["running_mean", "running_var", "num_batches_tracked"]
+    copy: nn.Module
     if options["name"] != "brn":
         copy = classes[options["name"]](
             num_channels(layer) or 0,
@@ -201,7 +202,7 @@ def _batch_norm_copy(layer: nn.Module, options: Mapping[str, Any] | None) -> nn.
         )
     else:
         copy = factory_from_options(options)(num_channels(layer) or 0)
-        copy.eps = float(getattr(layer, "eps", copy.eps))
+        copy.eps = float(getattr(layer, "eps", 1e-5))
         kept.remove("num_batches_tracked")  # its schedule begins with the first step of its own
     for name in kept if running_mean is not None else ():
         value = getattr(layer, name, None)

@@ -34,9 +34,12 @@ class PositionalNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.num_channels, self.eps, self.affine = num_channels, eps, affine
-        for name in ("weight", "bias"):
-            vector = torch.empty(num_channels, device=device, dtype=dtype)
-            self.register_parameter(name, nn.Parameter(vector) if affine else None)
+        if affine:
+            self.weight = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("weight", None)
+            self.register_parameter("bias", None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
