@@ -191,7 +191,7 @@ def _batch_norm_copy(layer: nn.Module, options: Mapping[str, Any] | None) -> nn.
         return None
     running_mean = getattr(layer, "running_mean", None)
     kept = ["running_mean", "running_var", "num_batches_tracked"]
-    copy: nn.Module
+    copy: Any
     if options["name"] != "brn":
         copy = classes[options["name"]](
             num_channels(layer) or 0,

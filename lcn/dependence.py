@@ -8,7 +8,7 @@ and so are the pixels between the first and the last.  The rules per operator ar
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm
 from typing import Any
@@ -24,6 +24,7 @@ Bounds = np.ndarray
 Shape = tuple[int, ...]
 
 NOTHING = 2**40  # the first pixel of a cell that depends on no pixel at all
+_LARGEST_PERIOD = 4096
 MOST_CELLS = 2**22  # of one array: a flattened map has as many as the map
 _NONE: frozenset[str] = frozenset()
 # The result is the tensor itself or a copy; such calls may come and go with the size of the input.
@@ -53,7 +54,8 @@ class Dependence:
     bounds: Bounds
     shape: Shape
     smaller: Shape  # of the same tensor in the run on the smaller input; the same if there is none
-    period: int = 1  # input pixels after which this grid and all that it was made from repeat
+    # Input pixels after which this grid and all that it was made from repeat; 0 if they never do.
+    period: int = 1
     unlimited: frozenset[str] = _NONE  # layers that look at the whole axis, however long
     sized: frozenset[str] = _NONE  # layers whose result depends on the size of the map as such
     unknown: frozenset[str] = _NONE  # layers with an operator that no rule follows
@@ -102,6 +104,7 @@ class Call:
     period: int = 1
     unlimited: bool = False
     sized: bool = False
+    moves_cells: bool = False  # of a view, which may flatten maps
 
     def source(self, value: Any) -> Dependence | None:
         """What a tensor depends on; None for a constant, and for what is no tensor."""
@@ -340,9 +343,40 @@ def _finished(
         (here if call.sized else _NONE).union(*(source.sized for source in sources)),
         unknown.union(*(source.unknown for source in sources)),
     )
-    strides = [call.stride(dependence, d) for d in range(len(shape)) if dependence.varies(d)]
-    period = lcm(dependence.period, *(stride.numerator for stride in strides if stride))
-    return Dependence(**{**dependence.__dict__, "period": period})
+    return replace(dependence, period=_period(call, dependence))
+
+
+def _period(call: Call, dependence: Dependence) -> int:
+    """The period with that of the grids that are new in a result."""
+    known = {
+        (source.shape[d], source.smaller[d])
+        for source in call.sources.values()
+        for d in range(len(source.shape))
+    }
+    period = dependence.period
+    for dim, sizes in enumerate(zip(dependence.shape, dependence.smaller, strict=True)):
+        stride = call.stride(dependence, dim)
+        if sizes in known or not dependence.varies(dim) or not stride:
+            continue
+        # Growth gives the stride but for rounding, so that it has to hold from cell to cell.
+        candidate = lcm(period, stride.numerator)
+        if _repeats(dependence, dim, candidate, candidate / stride):
+            period = candidate
+        elif not call.moves_cells:  # a flattened map has no stride, and needs none
+            return 0
+    return period
+
+
+def _repeats(dependence: Dependence, dim: int, pixels: int, cells: Fraction) -> bool:
+    """Whether dependences move by ``pixels`` every so many ``cells``, away from the borders."""
+    if not pixels or cells.denominator > 1 or pixels > _LARGEST_PERIOD:
+        return False
+    along = np.moveaxis(dependence.bounds, dim + 1, 1).reshape(2, dependence.shape[dim], -1)
+    first, last = along[:, :, 0] * [[1], [-1]]
+    inside = (first > 0) & (last < last.max()) & (first < NOTHING)
+    step = int(cells)
+    both = inside[step:] & inside[:-step]
+    return bool((first[step:] - first[:-step] == pixels)[both].all())
 
 
 def _storage(tensor: Tensor) -> int:

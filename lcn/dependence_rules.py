@@ -155,13 +155,14 @@ def local_context_norm(call: Call) -> list[Bounds]:
     for dim, window, covers in zip((2, 3), (v["p"], v["q"]), call.covers, strict=True):
         if covers:
             call.unlimited |= source.varies(dim)
-            bounds = join([bounds, contract(bounds, [dim])])  # as many cells as before
+            bounds = contract(bounds, [dim])
         elif source.varies(dim):
             bounds = read_between(bounds, dim, *window_limits(source.shape[dim], window, v["rule"]))
             stride = call.stride(source, dim)
             if v["rule"] == "tiled" and stride:
                 call.period = stride.numerator * window
-    return [join([bounds, *call.whole(v["weight"], v["bias"])])]
+    # The cell itself need not be in its window (rule released, at a border).
+    return [join([source.bounds, bounds, *call.whole(v["weight"], v["bias"])])]
 
 
 def window_limits(size: int, window: int, rule: str) -> tuple[np.ndarray, np.ndarray]:

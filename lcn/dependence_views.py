@@ -34,6 +34,7 @@ def reshaped(bounds: Bounds, old: Sequence[int], new: Sequence[int]) -> Bounds:
 @rule("view _unsafe_view reshape _reshape_alias squeeze unsqueeze squeeze_ unsqueeze_")
 def view(call: Call) -> list[Bounds]:
     source = call.only_source()
+    call.moves_cells = True
     return [reshaped(source.bounds, source.shape, call.outs[0].shape)]
 
 

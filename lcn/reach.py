@@ -14,10 +14,9 @@ from .dependence import NOTHING, Dependence, OtherPath, Watch, tensors_in
 from .dependence_rules import RULES
 from .fake_run import FakeModel, first_line
 
-# How much larger the second input is. A multiple of every total stride that is told from it, and
-# of the windows that transformers divide their maps into; the next one if the reach does not fit.
-_STEPS = (6720, 26880, 107520, 430080)
-_LARGEST_PERIOD = 4096
+# How much larger the second input is: a multiple of nearly every total stride, and of the windows
+# that transformers divide their maps into. The next one is for a larger reach or other strides.
+_STEPS = (6720, 80640, 483840)
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,6 @@ class Reach:
     Attributes:
         reach: the largest distance between a pixel and a result that depends on it; infinite
             where a layer looks at a whole axis.  None where it is not known, see ``unknown``.
-        inner_reach: the same for results whose pixels are not at the border of the image, where
-            windows move inside and so look further to the other side.
         total_stride: pixels after which the grids of all feature maps repeat; None if not known.
         unlimited_by: layers that look at a whole row or column, however long it is.
         sized_by: layers that resize by a factor which depends on the size of the map.  With one,
@@ -37,17 +34,13 @@ class Reach:
     """
 
     reach: tuple[float, float] | None
-    inner_reach: tuple[float, float] | None
     total_stride: tuple[int, int] | None
     unlimited_by: tuple[str, ...] = ()
     sized_by: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [
-            f"reach: {_pixels(self.reach)}, inside the image {_pixels(self.inner_reach)}; "
-            f"total stride: {_pixels(self.total_stride)}"
-        ]
+        lines = [f"reach: {_pixels(self.reach)} pixels; total stride: {_pixels(self.total_stride)}"]
         for label, names in (
             ("unlimited by", self.unlimited_by),
             ("resizes by a factor that depends on the size", self.sized_by),
@@ -60,7 +53,7 @@ class Reach:
 
 
 def unknown_reach(reason: str) -> Reach:
-    return Reach(None, None, None, unknown=(reason,))
+    return Reach(None, None, unknown=(reason,))
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,6 @@ class _Axis:
     """The same along one axis."""
 
     reach: float = math.nan
-    inner_reach: float = math.nan
     total_stride: int | None = None
     unlimited_by: tuple[str, ...] = ()
     sized_by: tuple[str, ...] = ()
@@ -89,7 +81,6 @@ def measure_reach(model: FakeModel, shape: tuple[int, ...], first: Watch) -> Rea
     strides = (rows.total_stride, columns.total_stride)
     return Reach(
         (rows.reach, columns.reach) if known else None,
-        (rows.inner_reach, columns.inner_reach) if known else None,
         None if strides[0] is None or strides[1] is None else (strides[0], strides[1]),
         _unique(rows.unlimited_by, columns.unlimited_by),
         _unique(rows.sized_by, columns.sized_by),
@@ -139,23 +130,22 @@ def _summary(outputs: list[Dependence], size: int, step: int) -> _Axis:
         return _Axis(unknown=("the forward returns nothing that depends on its input",))
     period = math.lcm(*(output.period for output in outputs))
     unknown = _unique(*(output.unknown for output in outputs))
-    total_stride = None if unknown or period > _LARGEST_PERIOD else period
+    total_stride = period if period and not unknown else None
     unlimited = _unique(*(output.unlimited for output in outputs))
     sized = _unique(*(output.sized for output in outputs))
     if unlimited:
-        return _Axis(math.inf, math.inf, total_stride, unlimited, sized, unknown)
+        return _Axis(math.inf, total_stride, unlimited, sized, unknown)
     shapeless = [output.shape for output in outputs if len(_grown(output)) != 1]
     if shapeless and not unknown:
         unknown = (f"a result of shape {shapeless[0]} that has no place in the input",)
     if unknown:
-        return _Axis(math.nan, math.nan, total_stride, unlimited, sized, unknown)
-    distances = np.array([_distances(output, size, step, period) for output in outputs])
-    anywhere, inside = distances.max(axis=0)  # nan if one is
-    return _Axis(float(anywhere), float(inside), total_stride, unlimited, sized)
+        return _Axis(math.nan, total_stride, unlimited, sized, unknown)
+    distances = [_distance(output, size, step, period) for output in outputs]
+    return _Axis(float(np.max(distances)), total_stride, unlimited, sized)  # nan if one is
 
 
-def _distances(output: Dependence, size: int, step: int, period: int) -> tuple[float, float]:
-    """Largest distance between result and pixel, anywhere and inside; nan if the input is small."""
+def _distance(output: Dependence, size: int, step: int, period: int) -> float:
+    """Largest distance between a result and a pixel; nan if the input is too small to tell."""
     bounds = output.bounds
     [along] = _grown(output)
     others = tuple(d for d in range(1, bounds.ndim) if d != along + 1)
@@ -172,8 +162,8 @@ def _distances(output: Dependence, size: int, step: int, period: int) -> tuple[f
     inside = (first > 0) & (last < size - 1)
     from_end_to_end = ((first <= 0) & (last >= size - 1)).any()
     if from_end_to_end or inside.sum() * stride < 2 * period:
-        return math.nan, math.nan
-    return float(distance.max()), float(distance[inside].max())
+        return math.nan
+    return float(distance.max())
 
 
 def _grown(output: Dependence) -> list[int]:

@@ -131,7 +131,8 @@ def changed_by(model, shape, axis):
         moved = x.clone()
         moved.select(axis + 2, pixel).add_(3 + torch.rand(shape[1], 1).double())
         other = [d for d in range(before.dim()) if d != axis + 2]
-        columns.append((model(moved) != before).any(dim=other[0]))
+        # Sums that slide along a map leave rounding errors behind them.
+        columns.append(((model(moved) - before).abs() > 1e-9).any(dim=other[0]))
         for d in sorted(other[1:], reverse=True):
             columns[-1] = columns[-1].any(dim=d - 1)
     return torch.stack(columns, dim=1)
@@ -189,31 +190,26 @@ class WindowMean(nn.Module):
         return x.mean(1, keepdim=True).expand_as(x)
 
 
-def measured_reach(model, length, width, pixels, axis=0):
-    """Largest distance between a changed pixel and a changed result, anywhere and inside."""
-    anywhere = inside = 0
+def measured_reach(model, length, width, pixels):
+    """Largest distance between a changed pixel and a changed result, over rows."""
+    farthest = 0
+    x = torch.ones(1, 3, length, width, dtype=torch.float64)
     for start in range(0, len(pixels), 8):
         some = pixels[start : start + 8]
-        shape = (1, 3, length, width) if axis == 0 else (1, 3, width, length)
-        x = torch.ones(shape, dtype=torch.float64)
         moved = x.repeat(len(some), 1, 1, 1)
         for sample, pixel in enumerate(some):
-            moved[sample].select(axis + 1, pixel).fill_(1e200)
+            moved[sample, :, pixel] = 1e200
         with torch.no_grad():
             results, befores = model(moved), model(x)
         if isinstance(results, torch.Tensor):
             results, befores = [results], [befores]
         for result, before in zip(results, befores, strict=True):
-            cells = (result != before).amax((1, 3 - axis))
-            stride = length / cells.shape[1]
-            for pixel, changed in zip(some, cells, strict=True):
+            stride = length / result.shape[2]
+            for pixel, changed in zip(some, (result != before).amax((1, 3)), strict=True):
                 for cell in changed.nonzero().flatten().tolist():
                     first, last = math.floor(cell * stride), math.ceil((cell + 1) * stride) - 1
-                    distance = max(first - pixel, pixel - last, 0)
-                    anywhere = max(anywhere, distance)
-                    if length // 3 < pixel < 2 * length // 3:
-                        inside = max(inside, distance)
-    return anywhere, inside
+                    farthest = max(farthest, first - pixel, pixel - last)
+    return farthest
 
 
 def unet(norm=None, widths=(2, 2, 2, 2, 2), **how):
@@ -253,15 +249,15 @@ def pyramid():
 LCN = {"name": "lcn", "c_group": 1, "window": [3, 4]}
 
 
-def assert_reach_is_that_of_pixels(model, length, width=32, shape=(3, 64, 64), all_pixels=False):
+def assert_reach_is_that_of_pixels(model, length, width=32, shape=(3, 64, 64), every=False):
+    """One period of pixels in the middle is changed, and those that the borders may just see."""
     found = audit(model, shape)
-    stride = found.total_stride[0]
-    middle = length // 2 // stride * stride
-    pixels = range(length) if all_pixels else range(middle, middle + stride)
-    anywhere, inside = measured_reach(linear(model), length, width, pixels)
-    assert inside == found.network.inner_reach[0]
-    if all_pixels:
-        assert anywhere == found.reach[0]
+    reach, stride = int(found.reach[0]), found.total_stride[0]
+    assert length > 2 * reach + 2 * stride
+    at = [range(start, start + stride) for start in (length // 2, reach - stride + 1)]
+    pixels = [*at[0], *at[1], *(length - 1 - pixel for pixel in at[1])]
+    pixels = [*range(length)] if every else pixels
+    assert measured_reach(linear(model), length, width, pixels) == reach
 
 
 def test_the_unet_reaches_as_far_as_a_changed_pixel():
@@ -269,12 +265,10 @@ def test_the_unet_reaches_as_far_as_a_changed_pixel():
     assert_reach_is_that_of_pixels(unet(transposed=False, convolutions=3), 768)
 
 
-def test_an_lcn_unet_reaches_further_at_the_borders():
-    model = unet(LCN, widths=(1, 1, 1))
-    found = audit(model, (3, 64, 64))
-    assert found.reach[0] > found.network.inner_reach[0]
-    assert found.reach[1] > found.reach[0]
-    assert_reach_is_that_of_pixels(model, 240, width=12, all_pixels=True)
+def test_the_reach_of_windows_includes_what_they_see_at_the_borders():
+    window = {"name": "lcn", "c_group": 1, "window": [6, 4]}
+    assert_reach_is_that_of_pixels(unet(window, widths=(1, 1, 1)), 240, width=12, every=True)
+    assert audit(convert_norm(nn.BatchNorm2d(1), window), (1, 9, 9)).reach == (5, 3)
 
 
 def test_hrnet_reaches_as_far_as_a_changed_pixel():
@@ -323,6 +317,7 @@ def largest_difference(model, image, core, halo, stride, cores=None):
     """Between the prediction of tiles, whose cores are kept, and that of the whole image."""
     with torch.no_grad():
         whole = model(image)
+        assert whole.isfinite().all()
         height = image.shape[2]
         pixels = round(height / whole.shape[2])
         halo = -(-halo // stride) * stride
@@ -357,19 +352,6 @@ def test_tiles_of_a_unet_give_what_the_whole_image_gives(norm, transposed):
     assert largest_difference(model, image, stride, reach // 2, stride) > 1e-6
 
 
-def test_tiles_longer_than_the_reach_need_the_inner_one_alone():
-    model = randomized(unet({**LCN, "window": 7}, widths=(4, 4, 4)))
-    image = torch.randn(1, 3, 803, 37, dtype=torch.float64)
-    network, stride = audit(model, tuple(image.shape)).network, 4
-    reach, inner = int(network.reach[0]), int(network.inner_reach[0])
-    assert inner < reach
-    core = -(-(reach + 1 - inner) // stride) * stride
-    whole_cores = range(0, 803 - core, core)
-    assert largest_difference(model, image, core, inner, stride, whole_cores) < 1e-9
-    # A core at the border whose tile is shorter sees that.
-    assert largest_difference(model, image, stride, inner, stride, [0]) > 1e-9
-
-
 @pytest.mark.parametrize("norm", [None, {**LCN, "window": 3}])
 def test_tiles_of_hrnet_give_what_the_whole_image_gives_at_multiples_of_its_stride(norm):
     model = randomized(hrnet(norm))
@@ -377,12 +359,12 @@ def test_tiles_of_hrnet_give_what_the_whole_image_gives_at_multiples_of_its_stri
     assert not found.network.sized_by
     reach, stride = int(found.reach[0]), found.total_stride[0]
     image = torch.randn(1, 3, 1280, 32, dtype=torch.float64)
-    for cores in ([0, 640, 1248], [96, 1184]):
-        assert largest_difference(model, image, 32, reach, stride, cores) < 1e-9
+    assert reach < 672
+    assert largest_difference(model, image, 32, reach, stride, [0, 576, 1248]) < 1e-9
     # At other sizes its branches are resized by other factors.
     image = torch.randn(1, 3, 1299, 32, dtype=torch.float64)
     assert audit(model, (1, 3, 1299, 32)).network.sized_by
-    assert largest_difference(model, image, 32, reach, stride, [640]) > 1e-9
+    assert largest_difference(model, image, 32, reach, stride, [0]) > 1e-9
 
 
 def test_tiles_of_a_padded_smp_network_give_what_the_whole_image_gives():
