@@ -368,12 +368,13 @@ def _period(call: Call, dependence: Dependence) -> int:
 
 
 def _repeats(dependence: Dependence, dim: int, pixels: int, cells: Fraction) -> bool:
-    """Whether dependences move by ``pixels`` every so many ``cells``, away from the borders."""
+    """Whether dependences move by ``pixels`` every so many ``cells``, far from the borders."""
     if not pixels or cells.denominator > 1 or pixels > _LARGEST_PERIOD:
         return False
     along = np.moveaxis(dependence.bounds, dim + 1, 1).reshape(2, dependence.shape[dim], -1)
-    first, last = along[:, :, 0] * [[1], [-1]]
-    inside = (first > 0) & (last < last.max()) & (first < NOTHING)
+    third = dependence.shape[dim] // 3
+    first, last = along[:, third : 2 * third, 0] * [[1], [-1]]
+    inside = (first > 0) & (last < -along[1].min()) & (first < NOTHING)
     step = int(cells)
     both = inside[step:] & inside[:-step]
     return bool((first[step:] - first[:-step] == pixels)[both].all())
