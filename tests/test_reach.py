@@ -209,7 +209,7 @@ class WindowMean(nn.Module):
             width = min(p, size)
             starts = [max(0, min(i - width // 2, size - width)) for i in range(size)]
             x = torch.stack([x.narrow(dim, s, width).mean(dim) for s in starts], dim=dim)
-        return x.mean(1, keepdim=True).expand_as(x)
+        return x.mean(1, keepdim=True).expand_as(x).clone()
 
 
 def measured_reach(model, length, width, pixels):
