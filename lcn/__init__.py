@@ -2,12 +2,18 @@
 
 from . import functional
 from .audit import audit
+from .batch_renorm import BatchRenorm2d
 from .build import build_norm
 from .convert import convert_norm
 from .layers import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from .siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
 
 __all__ = [
+    "BatchRenorm2d",
     "LocalContextNorm",
+    "LocalContrastNorm",
+    "LocalResponseNorm",
+    "PositionalNorm",
     "ReleasedLocalContextNorm",
     "TiledLocalContextNorm",
     "audit",

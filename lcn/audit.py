@@ -1,4 +1,4 @@
-"""Which norm layers of a model really see a window, for a given input size.
+"""Which norm layers of a model really see a window, and how far its results depend on pixels.
 
 A window that covers the whole feature map makes Local Context Normalization a Group
 Normalization; deep in a network, and at training crops, that is the common case.
@@ -25,9 +25,9 @@ from .window import WHOLE_MAP, covers_map
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One norm layer.  ``height`` and ``width`` are None if the forward never reached it.
+    """One norm layer. ``height`` and ``width`` are None if the forward never reached it.
 
-    ``window`` is ``(p, q)``, ``"all"``, or None for a layer without one.  A layer that is called
+    ``window`` is ``(p, q)``, ``"all"``, or None for a layer without one. A layer that is called
     several times is described at the largest map it was given.
     """
 
@@ -114,8 +114,15 @@ class Audit(Sequence[AuditRow]):
 def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | None = None) -> Audit:
     """One row per norm layer: its feature map, its window, and whether the window is smaller.
 
-    The model runs once, in eval mode, on fake tensors: nothing is computed, so any input size
-    will do, and parameters, buffers and training mode stay as they are.
+    Also the network's ``reach`` and ``total_stride``: a tile of an image gives what the whole image
+    gives where its border is at least ``reach`` pixels away or is the image's own, if tiles begin at
+    multiples of ``total_stride`` and no layer is ``sized_by`` the map (then tiles and image have to
+    end at such multiples too). The reach is that of evaluation: a batch norm that takes statistics
+    of its batch sees everything. What a network adds by absolute position is not followed.
+
+    The model runs in eval mode on fake tensors, once at the given size and then on longer inputs.
+    Nothing is computed, so any input size will do, and parameters, buffers and training mode stay
+    as they are.
 
     Args:
         model: any module; on any device, the meta device included.
@@ -124,7 +131,7 @@ def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | No
 
     Raises:
         ValueError: if ``input_shape`` is not such a shape, or the model fails before its first
-            norm layer.  If it fails later (detection models choose boxes by their values, which
+            norm layer. If it fails later (detection models choose boxes by their values, which
             fake tensors do not have), the layers not reached are listed in a warning.
     """
     shape = _checked_shape(input_shape)

@@ -1,9 +1,9 @@
 """On which rows, or columns, of its input each cell of a tensor depends, operator by operator.
 
-A dispatch mode watches a forward on fake tensors.  Every tensor that depends on the input carries
+A dispatch mode watches a forward on fake tensors. Every tensor that depends on the input carries
 the first and the last pixel, along one axis of the input, that each of its cells can depend on.
 These are exact at the size of the run, borders included; channels and samples are taken together,
-and so are the pixels between the first and the last.  The rules per operator are in
+and so are the pixels between the first and the last. The rules per operator are in
 :mod:`lcn.dependence_rules`; an operator without one makes its result unknown.
 """
 

@@ -25,11 +25,11 @@ class Reach:
 
     Attributes:
         reach: the largest distance between a pixel and a result that depends on it; infinite
-            where a layer looks at a whole axis.  None where it is not known, see ``unknown``.
+            where a layer looks at a whole axis. None where it is not known, see ``unknown``.
         total_stride: pixels after which the grids of all feature maps repeat; None if not known.
         unlimited_by: layers that look at a whole row or column, however long it is.
-        sized_by: layers that resize by a factor which depends on the size of the map.  With one,
-            no tile gives what the whole image gives.
+        sized_by: layers that resize by a factor which is another at another size of the map. With
+            one, a tile of another size does not give what the whole image gives.
         unknown: why reach or total stride is not known.
     """
 
@@ -71,7 +71,7 @@ def measure_reach(model: FakeModel, shape: tuple[int, ...], first: Watch) -> Rea
     """The reach of a model, from runs on larger inputs than that of a first run.
 
     Args:
-        first: the watch of a run on ``shape``.  A window that covers its map there counts as
+        first: the watch of a run on ``shape``. A window that covers its map there counts as
             unlimited.
     """
     rows, columns = (_measure_axis(model, shape, first, axis) for axis in (0, 1))
