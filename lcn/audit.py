@@ -114,11 +114,11 @@ class Audit(Sequence[AuditRow]):
 def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | None = None) -> Audit:
     """One row per norm layer: its feature map, its window, and whether the window is smaller.
 
-    Also the network's ``reach`` and ``total_stride``: a tile of an image gives what the whole image
-    gives where its border is at least ``reach`` pixels away or is the image's own, if tiles begin at
-    multiples of ``total_stride`` and no layer is ``sized_by`` the map (then tiles and image have to
-    end at such multiples too). The reach is that of evaluation: a batch norm that takes statistics
-    of its batch sees everything. What a network adds by absolute position is not followed.
+    Also the network's ``reach`` and ``total_stride``. Tiles that begin at multiples of the stride
+    give what the whole image gives wherever their border is at least ``reach`` pixels away, or is
+    the image's own. Where a network resizes to a given size, such as HRNet, image and tiles have to
+    end at such multiples too; if ``input_shape`` does not, ``network.sized_by`` names the layers.
+    The reach is that of evaluation, and what a network adds by absolute position is not followed.
 
     The model runs in eval mode on fake tensors, once at the given size and then on longer inputs.
     Nothing is computed, so any input size will do, and parameters, buffers and training mode stay
