@@ -24,7 +24,7 @@ Bounds = np.ndarray
 Shape = tuple[int, ...]
 
 NOTHING = 2**40  # the first pixel of a cell that depends on no pixel at all
-_LARGEST_PERIOD = 4096
+_LARGEST_PERIOD, _SMALL = 4096, 16
 MOST_CELLS = 2**22  # of one array: a flattened map has as many as the map
 _NONE: frozenset[str] = frozenset()
 # The result is the tensor itself or a copy; such calls may come and go with the size of the input.
@@ -377,6 +377,8 @@ def _repeats(dependence: Dependence, dim: int, pixels: int, cells: Fraction) -> 
     inside = (first > 0) & (last < -along[1].min()) & (first < NOTHING)
     step = int(cells)
     both = inside[step:] & inside[:-step]
+    if not both.any():  # all cells depend on the border: a common fraction will do
+        return Fraction(pixels, step).denominator <= _SMALL
     return bool((first[step:] - first[:-step] == pixels)[both].all())
 
 
