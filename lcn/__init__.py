@@ -2,14 +2,20 @@
 
 from . import functional
 from .audit import audit
+from .batch_renorm import BatchRenorm2d
 from .build import build_norm
 from .convert import convert_norm
 from .layers import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from .siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
 
 __version__ = "0.2.0"  # the only place: pyproject.toml reads it here, as text
 
 __all__ = [
+    "BatchRenorm2d",
     "LocalContextNorm",
+    "LocalContrastNorm",
+    "LocalResponseNorm",
+    "PositionalNorm",
     "ReleasedLocalContextNorm",
     "TiledLocalContextNorm",
     "audit",

@@ -1,4 +1,4 @@
-"""Which norm layers of a model really see a window, for a given input size.
+"""Which norm layers of a model really see a window, and how far its results depend on pixels.
 
 A window that covers the whole feature map makes Local Context Normalization a Group
 Normalization; deep in a network, and at training crops, that is the common case.
@@ -11,22 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .dependence import Watch
+from .dependence_rules import RULES
+from .fake_run import FakeModel, Forward, first_line
 from .layers import LocalContextNorm
 from .norm_layers import named_norm_layers, norm_kind, num_channels
+from .reach import Reach, measure_reach, unknown_reach
+from .siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
 from .window import WHOLE_MAP, covers_map
-
-Forward = Callable[[nn.Module, torch.Tensor], Any]
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One norm layer.  ``height`` and ``width`` are None if the forward never reached it.
+    """One norm layer. ``height`` and ``width`` are None if the forward never reached it.
 
-    ``window`` is ``(p, q)``, ``"all"``, or None for a layer without one.  A layer that is called
+    ``window`` is ``(p, q)``, ``"all"``, or None for a layer without one. A layer that is called
     several times is described at the largest map it was given.
     """
 
@@ -40,11 +41,18 @@ class AuditRow:
 
 
 class Audit(Sequence[AuditRow]):
-    """The rows of :func:`audit`; printing it gives the whole table."""
+    """The rows of :func:`audit`; printing it gives the whole table.
 
-    def __init__(self, rows: Sequence[AuditRow], input_shape: tuple[int, ...]) -> None:
+    ``network`` says how far from a pixel of the input a result can depend; ``reach`` and
+    ``total_stride`` are its, see :class:`lcn.reach.Reach`.
+    """
+
+    def __init__(
+        self, rows: Sequence[AuditRow], input_shape: tuple[int, ...], network: Reach
+    ) -> None:
         self.rows = tuple(rows)
         self.input_shape = input_shape
+        self.network = network
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,12 +64,22 @@ class Audit(Sequence[AuditRow]):
         return iter(self.rows)
 
     @property
+    def reach(self) -> tuple[float, float] | None:
+        """Rows and columns of the input that a result can depend on, in pixels from its own."""
+        return self.network.reach
+
+    @property
+    def total_stride(self) -> tuple[int, int] | None:
+        """Rows and columns of the input after which the grids of all feature maps repeat."""
+        return self.network.total_stride
+
+    @property
     def windowed_count(self) -> int:
         """How many norm layers normalize over less than their whole feature map."""
         return sum(row.windowed for row in self.rows)
 
     def __str__(self) -> str:
-        return "\n".join([_text_table(_HEADER, map(_cells, self.rows)), self._last_line()])
+        return "\n".join([_text_table(_HEADER, map(_cells, self.rows)), self._last_lines()])
 
     __repr__ = __str__
 
@@ -71,7 +89,8 @@ class Audit(Sequence[AuditRow]):
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
             for row in self.rows
         )
-        return f"<table><tr>{head}</tr>{body}</table><p>{self._last_line()}</p>"
+        last = html.escape(self._last_lines()).replace("\n", "<br>")
+        return f"<table><tr>{head}</tr>{body}</table><p>{last}</p>"
 
     def summary(self) -> str:
         """A line per size of feature map: how many norm layers it has, how many are windowed."""
@@ -85,18 +104,25 @@ class Audit(Sequence[AuditRow]):
             for size, rows in ordered
         )
         return "\n".join(
-            [_text_table(("feature map", "norm layers", "windowed"), lines), self._last_line()]
+            [_text_table(("feature map", "norm layers", "windowed"), lines), self._last_lines()]
         )
 
-    def _last_line(self) -> str:
-        return f"windowed: {self.windowed_count} of {len(self)} norm layers"
+    def _last_lines(self) -> str:
+        return f"windowed: {self.windowed_count} of {len(self)} norm layers\n{self.network}"
 
 
 def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | None = None) -> Audit:
     """One row per norm layer: its feature map, its window, and whether the window is smaller.
 
-    The model runs once, in eval mode, on fake tensors: nothing is computed, so any input size
-    will do, and parameters, buffers and training mode stay as they are.
+    Also the network's ``reach`` and ``total_stride``. Tiles that begin at multiples of the stride
+    give what the whole image gives wherever their border is at least ``reach`` pixels away, or is
+    the image's own. Where a network resizes to a given size, such as HRNet, image and tiles have to
+    end at such multiples too; if ``input_shape`` does not, ``network.sized_by`` names the layers.
+    The reach is that of evaluation, and what a network adds by absolute position is not followed.
+
+    The model runs in eval mode on fake tensors, once at the given size and then on longer inputs.
+    Nothing is computed, so any input size will do, and parameters, buffers and training mode stay
+    as they are.
 
     Args:
         model: any module; on any device, the meta device included.
@@ -105,21 +131,30 @@ def audit(model: nn.Module, input_shape: Sequence[int], *, forward: Forward | No
 
     Raises:
         ValueError: if ``input_shape`` is not such a shape, or the model fails before its first
-            norm layer.  If it fails later (detection models choose boxes by their values, which
+            norm layer. If it fails later (detection models choose boxes by their values, which
             fake tensors do not have), the layers not reached are listed in a warning.
     """
     shape = _checked_shape(input_shape)
-    sizes = measure_feature_maps(model, shape, forward)
-    return Audit([_row(name, layer, sizes) for name, layer in named_norm_layers(model)], shape)
+    fake, watch = FakeModel(model, forward), Watch(model, RULES)
+    sizes, stopped = _measure(fake, shape, watch)
+    network = unknown_reach(stopped) if stopped else measure_reach(fake, shape, watch)
+    rows = [_row(name, layer, sizes) for name, layer in named_norm_layers(model)]
+    return Audit(rows, shape, network)
 
 
 def measure_feature_maps(
     model: nn.Module, input_shape: Sequence[int], forward: Forward | None = None
 ) -> dict[str, tuple[int, int]]:
     """Height and width of the largest map each norm layer is given, by layer name."""
-    shape = _checked_shape(input_shape)
+    return _measure(FakeModel(model, forward), _checked_shape(input_shape))[0]
+
+
+def _measure(
+    model: FakeModel, shape: tuple[int, ...], watch: Watch | None = None
+) -> tuple[dict[str, tuple[int, int]], str | None]:
+    """The sizes of the maps, and why the forward stopped if it did."""
     sizes: dict[str, tuple[int, int]] = {}
-    layers = dict(named_norm_layers(model))
+    layers = dict(named_norm_layers(model.model))
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -133,53 +168,17 @@ def measure_feature_maps(
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(record(name)).remove)
         try:
-            _run_fake(model, shape, forward)
+            model(shape, watch, watch.set_input if watch else lambda x: None)
         except Exception as error:  # what a model's forward may raise is not ours to know
             if layers and not sizes:
                 raise ValueError(
                     f"the model does not run on an input of shape {shape}: {error}"
                 ) from error
             missing = ", ".join(name for name in layers if name not in sizes)
-            first_line = (str(error).splitlines() or [""])[0]
-            warnings.warn(
-                f"the forward on fake tensors stopped ({type(error).__name__}: {first_line}); "
-                f"norm layers not reached: {missing or 'none'}",
-                stacklevel=3,
-            )
-    return sizes
-
-
-def _run_fake(model: nn.Module, shape: tuple[int, ...], forward: Forward | None) -> None:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    device = parameters[0].device if parameters else torch.device("cpu")
-    dtype = parameters[0].dtype if parameters else torch.float32
-    training = {module: module.training for module in model.modules()}
-    called = _Called(model, forward)
-    state = {**dict(called.named_parameters()), **dict(called.named_buffers())}
-    try:
-        model.eval()
-        with mode, torch.no_grad():
-            fakes: dict[str, torch.Tensor] = {
-                name: mode.from_tensor(tensor.detach()) for name, tensor in state.items()
-            }
-            x = torch.empty(shape, device=device, dtype=dtype)
-            torch.func.functional_call(called, fakes, (x,))
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
-
-
-class _Called(nn.Module):
-    """A model together with the way to call it, for ``functional_call``."""
-
-    def __init__(self, model: nn.Module, forward: Forward | None) -> None:
-        super().__init__()
-        self.model = model
-        self.call = forward or (lambda module, x: module(x))
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.call(self.model, x)
+            stopped = f"the forward on fake tensors stopped ({first_line(error)})"
+            warnings.warn(f"{stopped}; norm layers not reached: {missing or 'none'}", stacklevel=4)
+            return sizes, stopped
+    return sizes, None
 
 
 def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -193,11 +192,12 @@ def _row(name: str, layer: nn.Module, sizes: dict[str, tuple[int, int]]) -> Audi
     height, width = sizes.get(name, (None, None))
     window: tuple[int, int] | str | None = None
     windowed = False
-    if isinstance(layer, LocalContextNorm):
+    if isinstance(layer, (LocalContextNorm, PositionalNorm, LocalResponseNorm, LocalContrastNorm)):
         whole = layer.window == (WHOLE_MAP, WHOLE_MAP)
         window = "all" if whole else layer.window
         if height is not None and width is not None:
-            windowed = not covers_map(layer.rule, layer.window, height, width)
+            rule = getattr(layer, "rule", "centered")
+            windowed = not covers_map(rule, layer.window, height, width)
     return AuditRow(
         name, norm_kind(layer) or "", num_channels(layer) or 0, height, width, window, windowed
     )

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from .batch_renorm import BatchRenorm2d
 from .layers import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from .siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
 from .sync_batch_norm import SyncBatchNorm
 from .window import window_pair
 
@@ -17,13 +19,24 @@ _LCN_LAYERS = {
     "lcn_released": ReleasedLocalContextNorm,
     "lcn_tiled": TiledLocalContextNorm,
 }
+# Their keys are the keyword arguments of their classes.
+_SIBLINGS: dict[str, Callable[..., nn.Module]] = {
+    "brn": BatchRenorm2d,
+    "pn": PositionalNorm,
+    "lrn": LocalResponseNorm,
+    "contrast": LocalContrastNorm,
+}
 _LCN_KEYS = ("c_group", "groups", "window", "window_unit", "windows", "eps")
 KEYS_OF_NAME: dict[str, tuple[str, ...]] = {
     "bn": ("eps", "momentum"),
     "sync_bn": ("eps", "momentum"),
+    "brn": ("r_max", "d_max", "warmup_steps", "r_steps", "d_steps", "eps", "momentum"),
     "gn": ("groups", "eps"),
     "in": ("eps",),
     "ln": ("eps",),
+    "pn": ("eps",),
+    "lrn": ("size", "alpha", "beta", "k"),
+    "contrast": ("size", "sigma", "eps"),
     **dict.fromkeys(_LCN_LAYERS, _LCN_KEYS),
 }
 WINDOW_UNITS = ("feature", "input")
@@ -33,13 +46,17 @@ def build_norm(norm: Mapping[str, Any]) -> NormFactory:
     """A function ``num_channels -> nn.Module`` that makes the layer ``norm`` describes.
 
     Keys (an absent key or None means the default):
-        name: ``bn``, ``sync_bn``, ``gn``, ``in``, ``ln``, ``lcn``, ``lcn_released``, ``lcn_tiled``.
+        name: ``bn``, ``sync_bn``, ``brn``, ``gn``, ``in``, ``ln``, ``pn``, ``lrn``, ``contrast``,
+            ``lcn``, ``lcn_released``, ``lcn_tiled``.
         groups: number of groups (``gn``; default 32; ``lcn*`` instead of ``c_group``), or ``"C"``
             for one per channel.
         c_group: channels per group (``lcn*``; default 2), or ``"C"`` for all in one group.
         window: cells of the feature map (``lcn*``; default 227): int, ``[p, q]`` or ``"all"``.
         eps: added to the variance; default 1e-5.
-        momentum: of the running statistics (``bn``, ``sync_bn``); default 0.1.
+        momentum: of the running statistics (``bn``, ``sync_bn``; default 0.1; ``brn``: 0.01).
+        r_max, d_max, warmup_steps, r_steps, d_steps (``brn``), size, alpha, beta, k (``lrn``),
+            size, sigma (``contrast``): as in the classes :class:`~lcn.batch_renorm.BatchRenorm2d`,
+            :class:`~lcn.siblings.LocalResponseNorm` and :class:`~lcn.siblings.LocalContrastNorm`.
         window_unit, windows, groups: keep: windows in input pixels, windows by layer name, the
             groups that each layer has. They need to know the model: :func:`lcn.convert_norm` takes
             them, here only ``window_unit: feature`` is possible.
@@ -69,6 +86,9 @@ def factory_from_options(options: Mapping[str, Any]) -> NormFactory:
         layer = nn.BatchNorm2d if name == "bn" else SyncBatchNorm
         momentum = options.get("momentum", 0.1)
         return lambda num_channels: layer(num_channels, eps=eps, momentum=momentum)
+    if name in _SIBLINGS:
+        keywords = {key: value for key, value in options.items() if key != "name"}
+        return lambda num_channels: _SIBLINGS[name](num_channels, **keywords)
     if name in _LCN_LAYERS:
         lcn_layer, window = _LCN_LAYERS[name], options.get("window", 227)
 
@@ -115,7 +135,11 @@ def checked_options(norm: Mapping[str, Any]) -> dict[str, Any]:
         window_pair(options["window"])
     if options.get("window_unit", "feature") not in WINDOW_UNITS:
         raise ValueError(f"norm.window_unit {_not_one_of(options['window_unit'], WINDOW_UNITS)}")
-    for key in ("eps", "momentum"):
+    for key in ("size", "warmup_steps", "r_steps", "d_steps"):
+        value, least = options.get(key, 1), int(key == "size")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"norm.{key} must be an int of at least {least}, got {value!r}")
+    for key in ("eps", "momentum", "alpha", "beta", "k", "sigma", "r_max", "d_max"):
         value = options.get(key, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
             raise ValueError(f"norm.{key} must be a number of at least 0, got {value!r}")

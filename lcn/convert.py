@@ -78,7 +78,8 @@ def convert_norm(
 
     Device, dtype, training mode and hooks are kept; a module used in several places stays shared.
     With ``{"name": "bn"}`` BatchNorm2d layers stay as they are; ``sync_bn`` keeps their momentum
-    and running statistics. Convert before the optimizer is made: the parameters are new.
+    and running statistics; ``brn`` keeps the statistics and begins its schedule anew. Convert
+    before the optimizer is made: the parameters are new.
 
     Args:
         norm: a factory ``num_channels -> Module``, or a config as for :func:`lcn.build_norm`, with
@@ -283,25 +284,31 @@ def _stays(layer: nn.Module, options: Mapping[str, Any] | None) -> bool:
 
 
 def _batch_norm_copy(layer: nn.Module, options: Mapping[str, Any] | None) -> nn.Module | None:
-    """A batch norm of the other class with the same statistics, if this is what is asked for."""
+    """A batch norm of another class with the same statistics, if this is what is asked for."""
     classes = {"bn": nn.BatchNorm2d, "sync_bn": SyncBatchNorm}
-    if options is None or options["name"] not in classes:
+    if options is None or options["name"] not in (*classes, "brn"):
         return None
-    if norm_kind(layer) not in ("bn", "sync_bn", "frozen_bn"):
+    if norm_kind(layer) not in ("bn", "sync_bn", "brn", "frozen_bn"):
         return None
     running_mean = getattr(layer, "running_mean", None)
-    copy = classes[options["name"]](
-        num_channels(layer) or 0,
-        eps=float(getattr(layer, "eps", 1e-5)),
-        momentum=getattr(layer, "momentum", options.get("momentum", 0.1)),
-        affine=layer.weight is not None,
-        track_running_stats=running_mean is not None,
-    )
-    if running_mean is not None:
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            value = getattr(layer, name, None)
-            if value is not None:
-                setattr(copy, name, value.detach().clone())
+    kept = ["running_mean", "running_var", "num_batches_tracked"]
+    copy: Any
+    if options["name"] != "brn":
+        copy = classes[options["name"]](
+            num_channels(layer) or 0,
+            eps=float(getattr(layer, "eps", 1e-5)),
+            momentum=getattr(layer, "momentum", options.get("momentum", 0.1)),
+            affine=layer.weight is not None,
+            track_running_stats=running_mean is not None,
+        )
+    else:
+        copy = factory_from_options(options)(num_channels(layer) or 0)
+        copy.eps = float(getattr(layer, "eps", 1e-5))
+        kept.remove("num_batches_tracked")  # its schedule begins with the first step of its own
+    for name in kept if running_mean is not None else ():
+        value = getattr(layer, name, None)
+        if value is not None:
+            setattr(copy, name, value.detach().clone())
     return copy
 
 

@@ -65,7 +65,7 @@ def run_identity(cfg: DictConfig | dict, dataset: str, total_batch: int) -> dict
         "steps": cfg["trainer"]["max_steps"],
         "precision": cfg["trainer"]["precision"],
     }
-    if cfg["norm"]["name"] == "bn":  # its statistics are those of one device's images
+    if cfg["norm"]["name"] in ("bn", "brn"):  # whose statistics are those of one device's images
         identity["batch_per_device"] = cfg["data"]["batch_size"]
     return identity
 

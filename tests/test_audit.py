@@ -57,9 +57,9 @@ def test_the_released_layer_in_hrnet_has_the_counts_of_the_design_page(
     with torch.device("meta"):
         model = hrnet.hrnetv2("hrnetv2_w18_small_v1", num_classes=19)
     convert_norm(model, {"name": "lcn_released", "c_group": 2, "window": window})
-    counts = [audit(model, (1, 3, h, 2 * h)).windowed_count for h in (512, 1024)]
-    assert len(audit(model, (1, 3, 512, 1024))) == 72
-    assert counts == [training, evaluation]
+    tables = [audit(model, (1, 3, h, 2 * h)) for h in (512, 1024)]
+    assert [len(table) for table in tables] == [72, 72]
+    assert [table.windowed_count for table in tables] == [training, evaluation]
 
 
 def test_the_model_stays_untouched():
@@ -82,14 +82,16 @@ def test_the_table_is_readable_as_text_and_in_a_notebook():
     lines = str(table).splitlines()
     assert lines[0].split() == ["name", "kind", "channels", "feature", "map", "window", "windowed"]
     assert lines[1].split() == ["1", "lcn", "4", "12", "x", "10", "8", "x", "5", "yes"]
-    assert lines[-1] == "windowed: 1 of 4 norm layers"
+    assert lines[-3] == "windowed: 1 of 4 norm layers"
+    assert lines[-2] == "reach: unlimited pixels; total stride: 4"
+    assert lines[-1] == "unlimited by: 3.0, 3.2"
     assert table._repr_html_().count("<tr>") == 5
     summary = table.summary().splitlines()
     assert [line.split() for line in summary[1:3]] == [
         ["12", "x", "10", "1", "1"],
         ["6", "x", "5", "3", "0"],
     ]
-    assert summary[-1] == "windowed: 1 of 4 norm layers"
+    assert summary[-3] == "windowed: 1 of 4 norm layers"
 
 
 def test_a_window_of_the_whole_map_is_shown_as_all():

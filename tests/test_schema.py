@@ -43,8 +43,8 @@ TAKES = {
     "true": "data.holdout logger.csv logger.tensorboard logger.wandb task.model.transposed "
     "task.scale_lr trainer.deterministic trainer.progress_bar",
     "true null": "logger.offline",
-    "one huge": "data.batch_size data.epochs data.eval_batch_size data.eval_every data.total_batch "
-    "logger.every_n_steps norm.c_group paper.table task.devices task.epochs "
+    "one huge": "norm.size data.batch_size data.epochs data.eval_batch_size data.eval_every "
+    "data.total_batch logger.every_n_steps norm.c_group paper.table task.devices task.epochs "
     "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch "
     "task.model.batch_size task.model.convolutions task.model.mini.batch_size "
     "task.model.mini.epochs trainer.max_epochs trainer.num_nodes",
@@ -53,7 +53,7 @@ TAKES = {
     "one huge null numbers": "data.resize task.resize",
     "one huge numbers": "norm.window",
     "zero one": "seed",
-    "zero one huge": "data.workers task.eval_halo",
+    "zero one huge": "norm.warmup_steps norm.r_steps norm.d_steps data.workers task.eval_halo",
     "negative one huge numbers": "trainer.devices",
     "null numbers": "data.crop task.crop task.scale_range",
     "numbers": "task.model.widths task.ratio_range",
@@ -62,8 +62,11 @@ TAKES = {
     "null numbers mean": "task.mean task.std task.class_weights",
     "drops": "task.schedule.drops task.area_range",
     "one half many huge": "data.lr_factor task.mini.lr_factor task.optimizer.lr",
-    "zero one half many huge": "norm.eps task.optimizer.weight_decay task.schedule.power "
+    "zero one half many huge": "norm.alpha norm.beta norm.d_max norm.k "
+    "norm.eps task.optimizer.weight_decay task.schedule.power "
     "trainer.checkpoint_minutes",
+    "one many huge": "norm.r_max",
+    "one half many huge null": "norm.sigma",
     "zero one half": "norm.momentum task.flip task.optimizer.momentum task.schedule.warmup "
     "task.schedule.warmup_from",
     "one half": "data.scale data.width task.mini.scale task.model.mini.width",

@@ -14,11 +14,12 @@ from tasks.runs.record import FinishedRun
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart. Yellow, which is faint on
-# white, is of the norm that is in no published table.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, for the norms of the published
+# tables; yellow, which is faint on white, and Tol's muted ones for the others.
 NORM_COLORS = {
     "bn": "#0072B2", "sync_bn": "#56B4E9", "gn": "#E69F00", "in": "#CC79A7", "ln": "#000000",
     "lcn": "#009E73", "lcn_released": "#D55E00", "lcn_tiled": "#F0E442",
+    "brn": "#332288", "pn": "#882255", "lrn": "#999933", "contrast": "#AA4499",
 }  # fmt: skip
 
 
