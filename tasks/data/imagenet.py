@@ -237,10 +237,13 @@ def _ground_truth(root: Path, images: Path) -> dict[str, str]:
 def _kaggle_ground_truth(solution: Path) -> dict[str, str]:
     rows = read_text(solution, "download it again")
     try:  # the boxes of an image are all of its one class: "<wnid> x y x y <wnid> ..."
-        return {row["ImageId"]: row["PredictionString"][:9] for row in csv.DictReader(rows)}
+        truth = {row["ImageId"]: row["PredictionString"][:9] for row in csv.DictReader(rows)}
+        if truth:
+            return truth
+        raise ValueError
     except (KeyError, TypeError, ValueError, csv.Error):
         raise InputError(
-            f"{solution} is not the list of the Kaggle release (a line has no ImageId and "
+            f"{solution} is not the list of the Kaggle release (it is empty, or a line has no ImageId and "
             "PredictionString); download it again"
         ) from None
 
