@@ -243,8 +243,8 @@ def _kaggle_ground_truth(solution: Path) -> dict[str, str]:
         raise ValueError
     except (KeyError, TypeError, ValueError, csv.Error):
         raise InputError(
-            f"{solution} is not the list of the Kaggle release (it is empty, or a line has no ImageId and "
-            "PredictionString); download it again"
+            f"{solution} is not the list of the Kaggle release (it is empty, or a line has no "
+            "ImageId and PredictionString); download it again"
         ) from None
 
 
