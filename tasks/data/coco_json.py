@@ -57,7 +57,7 @@ def check_files(images: list[dict], folder: Path, json_path: Path) -> None:
     """
     remedy = f"unpack {folder.name}.zip completely"
     names = {local_name(image["file_name"]): image for image in images}
-    present = set()
+    present: set[str] = set()
     for parent in {os.path.dirname(name) for name in names}:
         if (folder / parent).is_dir() or not parent:
             found = list_folder(folder / parent, remedy)

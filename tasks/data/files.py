@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -131,7 +131,7 @@ def list_folder(folder: Path, remedy: str) -> list[os.DirEntry]:
 # ---------------------------------------------------------------------------------- pictures
 
 
-def read_rgb(path: Path, formats: Sequence[str], remedy: str) -> np.ndarray:
+def read_rgb(path: Path, formats: list[str], remedy: str) -> np.ndarray:
     """A picture as uint8 [H, W, 3]; transparency is dropped, an EXIF orientation not applied.
 
     Args:
@@ -167,7 +167,7 @@ def read_labels(path: Path, remedy: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _picture(path: Path, formats: Sequence[str], remedy: str) -> Iterator[tuple[Image.Image, str]]:
+def _picture(path: Path, formats: list[str], remedy: str) -> Iterator[tuple[Image.Image, str]]:
     """A picture of at most 8 bits a channel, decoded, and its mode in the file; see `read_rgb`."""
     with open_file(path, remedy) as file, reading(path, remedy), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of EXIF and animations, which are not used here
@@ -184,7 +184,7 @@ def _picture(path: Path, formats: Sequence[str], remedy: str) -> Iterator[tuple[
         yield picture, stored
 
 
-def _open_picture(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
+def _open_picture(file: BinaryIO, formats: list[str]) -> Image.Image:
     try:
         return Image.open(file, formats=formats)
     except UnidentifiedImageError:
@@ -195,4 +195,4 @@ def _stored_mode(picture: Image.Image) -> str:
     """The mode in the file: Pillow opens ``RGB;16B`` as RGB, and drops half of its bits."""
     assert isinstance(picture, ImageFile.ImageFile)
     arguments = picture.tile[0].args
-    return str(arguments if isinstance(arguments, str) else arguments[0])
+    return arguments if isinstance(arguments, str) else str((arguments or [picture.mode])[0])
