@@ -153,7 +153,7 @@ def test_tiles_that_are_not_as_they_should_be_are_named(tmp_path):
         (wrong_size, 3, r"wide.tif is 70 x 91 but its image is 70 x 90"),
         (wrong_place, 3, r"moved.tif covers another place than its image"),
         (tile, 4, r"austin1.tif has 3 bands of uint8; expected 4 of uint8"),
-        (Tile("c", tmp_path / "nowhere.tif", None), 3, r"nowhere.tif cannot be opened"),
+        (Tile("c", tmp_path / "nowhere.tif", None), 3, r"nowhere.tif cannot be read"),
     ):
         with pytest.raises(InputError, match=message):
             check_tiles([bad], bands)

@@ -62,6 +62,10 @@ class Dataset(Protocol):
         """
         return self[index]
 
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        """Height and width of a sample, if they differ and are known before it is read."""
+        return None
+
     def parts(self) -> list[list[int]]:
         """Indices that one process predicts one after the other: the windows of a tile."""
         return [[index] for index in range(len(self))]
@@ -126,11 +130,14 @@ def open_splits(cfg: DictConfig, splits: Sequence[str]) -> list[Dataset]:
 
 
 def open_datasets(cfg: DictConfig) -> Datasets:
-    """The datasets to train on and to evaluate on.
+    """The datasets to train on and to evaluate on; with ``mode=test`` only what is evaluated.
 
     Raises:
         InputError: the dataset is not there or not as it should be.
     """
+    if cfg.mode == "test" and cfg.data.eval_split != "train":
+        (evaluation,) = open_splits(cfg, [cfg.data.eval_split])
+        return Datasets(evaluation, evaluation, None)
     splits = ["train", cfg.data.eval_split]
     if cfg.task.test_split is not None and cfg.mode == "train":
         splits.append(cfg.task.test_split)

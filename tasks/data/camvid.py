@@ -3,7 +3,6 @@
 No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batches of them.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from tasks.data import IGNORED, Dataset, Sample
-from tasks.data.cityscapes import read_png
+from tasks.data.files import list_folder, names_digest, read_labels, read_rgb
 from tasks.data.plots import label_figure
 from tasks.errors import InputError
 from tasks.protocol import task_facts
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 VOID = 11
 """Label of the pixels that the benchmark ignores."""
+_AGAIN = "copy the folder again"
 
 
 def open_splits(cfg: DictConfig, splits: Sequence[str], root: Path, release: str) -> list["CamVid"]:
@@ -66,7 +66,7 @@ class CamVid(Dataset):
         self.class_names = task_facts("camvid").class_names
         self.images, self.labels = Path(root) / split, Path(root) / f"{split}annot"
         images, labels = (
-            {path.name for path in folder.glob("*.png") if not path.name.startswith(".")}
+            {entry.name for entry in list_folder(folder, _AGAIN) if entry.name.endswith(".png")}
             for folder in (self.images, self.labels)
         )
         if not images:
@@ -77,8 +77,7 @@ class CamVid(Dataset):
                 there, missing = missing, there
             raise InputError(f"{there} has no counterpart {missing}; copy both folders again")
         self._names = sorted(images)
-        digest = hashlib.sha256("\n".join(self._names).encode()).hexdigest()[:12]
-        self.identity = f"{release}/{split}/{digest}"
+        self.identity = f"{release}/{split}/{names_digest(self._names)}"
 
     def __len__(self) -> int:
         return len(self._names)
@@ -90,8 +89,8 @@ class CamVid(Dataset):
             InputError: a file cannot be read, the sizes differ, or a label is unknown.
         """
         name = self._names[index]
-        image = read_png(self.images / name, "RGB")
-        label = read_png(self.labels / name, "L")
+        image = read_rgb(self.images / name, ["PNG"], _AGAIN)
+        label = read_labels(self.labels / name, _AGAIN)
         if image.shape[:2] != label.shape:
             raise InputError(
                 f"{self.labels / name} and its image differ in size: {label.shape} and "

@@ -3,16 +3,15 @@
 No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batches of them.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
-from PIL import Image
 
 from tasks.data import IGNORED, Dataset, Sample
+from tasks.data.files import list_folder, names_digest, read_labels, read_rgb
 from tasks.data.plots import label_figure
 from tasks.errors import InputError
 from tasks.protocol import task_facts
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 LABEL_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 """labelId of each train id."""
 
+_AGAIN = "unpack the archive again"
 _UNKNOWN = 254
 _TRAIN_IDS = np.full(256, _UNKNOWN, dtype=np.uint8)
 _TRAIN_IDS[0:34] = IGNORED
@@ -87,12 +87,17 @@ class Cityscapes(Dataset):
                     f"{self._path(what, key)}; unpack both archives of the same release"
                 )
         self._samples = [(images[key], labels[key]) for key in sorted(images)]
-        names = "\n".join(sorted(images)).encode()
-        self.identity = f"{release}/{split}/{hashlib.sha256(names).hexdigest()[:12]}"
+        self.identity = f"{release}/{split}/{names_digest(sorted(images))}"
 
     def _files(self, folder: str, suffix: str) -> dict[str, Path]:
-        paths = (self.root / folder / self.split).glob(f"*/*{suffix}")
-        return {f"{p.parent.name}/{p.name.removesuffix(suffix)}": p for p in paths}
+        split = self.root / folder / self.split
+        cities = [e for e in list_folder(split, _AGAIN) if e.is_dir()] if split.exists() else []
+        return {
+            f"{city.name}/{entry.name.removesuffix(suffix)}": Path(entry.path)
+            for city in cities
+            for entry in list_folder(Path(city.path), _AGAIN)
+            if entry.name.endswith(suffix)
+        }
 
     def _path(self, what: str, key: str) -> Path:
         if what == "image":
@@ -109,8 +114,8 @@ class Cityscapes(Dataset):
             InputError: a file cannot be read, the sizes differ, or a label id is unknown.
         """
         image_path, label_path = self._samples[index]
-        image = read_png(image_path, "RGB")
-        label_ids = read_png(label_path, "L")
+        image = read_rgb(image_path, ["PNG"], _AGAIN)
+        label_ids = read_labels(label_path, f"{_AGAIN}; labels are *_labelIds.png")
         if image.shape[:2] != label_ids.shape:
             raise InputError(
                 f"{label_path} is {_size(label_ids)} but its image is {_size(image)} (height x "
@@ -127,25 +132,6 @@ class Cityscapes(Dataset):
 
     def plot(self, sample: Sample, prediction: np.ndarray | None = None) -> "Figure":
         return label_figure(sample, prediction, task_facts("cityscapes"))
-
-
-def read_png(path: Path, mode: str) -> np.ndarray:
-    """A picture as uint8 [H, W, 3] (mode ``RGB``) or a file of labels as uint8 [H, W] (``L``).
-
-    Raises:
-        InputError: the file cannot be read or is of another mode.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            if mode == "L" and picture.mode not in ("L", "P"):
-                raise InputError(
-                    f"{path} is a picture of mode {picture.mode}; a label file holds one byte a "
-                    "pixel: use the *_labelIds.png files, not *_color.png"
-                )
-            return np.asarray(picture if mode == "L" else picture.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); unpack the archive again") from None
 
 
 def _size(array: np.ndarray) -> str:

@@ -4,31 +4,23 @@ No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batc
 """
 
 import contextlib
-import hashlib
 import io
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
-from PIL import Image
 from pycocotools.coco import COCO
 
 from tasks.data import DetectionDataset, Sample
+from tasks.data.coco_json import AGAIN, check_files, read_annotations
+from tasks.data.files import local_name, read_rgb
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd"),
-    "categories": ("id", "name"),
-}
 
 
 def open_splits(cfg: DictConfig, splits: Sequence[str], root: Path, release: str) -> list["Coco"]:
@@ -100,9 +92,8 @@ class Coco(DetectionDataset):
         self.root, self.split = Path(root), split
         self.json_path = self.root / "annotations" / _json_name(split)
         self.image_dir = self.root / f"{split}2017"
-        content, digest = _read_json(self.json_path)
-        _check(content, self.json_path)
-        _check_files(content["images"], self.image_dir, self.json_path)
+        content, digest = read_annotations(self.json_path)
+        check_files(content["images"], self.image_dir, self.json_path)
         self.identity = f"{release}/{split}/{digest}"
 
         categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -119,7 +110,7 @@ class Coco(DetectionDataset):
         if not self._images:
             raise InputError(
                 f"{self.json_path} has no image{' with an object to train on' if training else ''};"
-                " unpack annotations_trainval2017.zip again"
+                f" {AGAIN}"
             )
 
     def _objects(self, image: dict) -> list[dict]:
@@ -147,8 +138,8 @@ class Coco(DetectionDataset):
             InputError: the file cannot be read or is not of the size in the json.
         """
         image = self._images[index]
-        path = self.image_dir / image["file_name"]
-        pixels = _read_jpeg(path)
+        path = self.image_dir / local_name(image["file_name"])
+        pixels = read_rgb(path, ["JPEG", "PNG"], f"unpack {self.image_dir.name}.zip again")
         height, width = pixels.shape[:2]
         if (height, width) != (image["height"], image["width"]):
             raise InputError(
@@ -175,7 +166,7 @@ class Coco(DetectionDataset):
         except Exception as error:  # pycocotools raises whatever its C code stumbles over
             raise InputError(
                 f"{self.json_path}: the segmentation of annotation id {annotation['id']} cannot be "
-                f"decoded ({error}); unpack annotations_trainval2017.zip again"
+                f"decoded ({error}); {AGAIN}"
             ) from None
 
     def plot(self, sample: Sample, prediction: Sample | None = None) -> "Figure":
@@ -236,81 +227,3 @@ def _clipped(box: Sequence[float], image: dict) -> tuple[float, float, float, fl
 def _has_extent(box: tuple[float, float, float, float]) -> bool:
     x1, y1, x2, y2 = box
     return x2 > x1 and y2 > y1
-
-
-def _read_json(path: Path) -> tuple[dict, str]:
-    """The content and a digest of its bytes."""
-    try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); unpack annotations_trainval2017.zip again"
-        ) from None
-    for section in _KEYS:
-        if not isinstance(content, dict) or not isinstance(content.get(section), list):
-            raise InputError(
-                f"{path} has no list of {section!r}: is it an instances_*2017.json of "
-                "annotations_trainval2017.zip?"
-            )
-    return content, hashlib.sha256(raw).hexdigest()[:12]
-
-
-def _check(content: dict, path: Path) -> None:
-    """Raises InputError for the first entry that COCO's format does not allow."""
-
-    def wrong(what: str) -> InputError:
-        return InputError(f"{path}: {what}; mend the file, or unpack it again")
-
-    known: dict[str, dict[int, dict]] = {}
-    for section, keys in _KEYS.items():
-        known[section] = {}
-        for entry in content[section]:
-            number = entry.get("id")
-            for key in keys:
-                if key not in entry:
-                    raise wrong(f"id {number} of {section!r} has no {key!r}")
-            if number in known[section]:
-                raise wrong(f"id {number} occurs twice in {section!r}")
-            known[section][number] = entry
-    for annotation in content["annotations"]:
-        name = f"annotation id {annotation['id']}"
-        for key, section in (("image_id", "images"), ("category_id", "categories")):
-            if annotation[key] not in known[section]:
-                raise wrong(f"{name} has {key} {annotation[key]}, which {section!r} does not list")
-        problem = _mask_problem(annotation["segmentation"], known["images"][annotation["image_id"]])
-        if problem:
-            raise wrong(f"the segmentation of {name} {problem}")
-    if 0 in known["annotations"]:
-        raise wrong("annotation id 0: pycocotools takes id 0 for no match; number from 1")
-
-
-def _mask_problem(segmentation: list | dict, image: dict) -> str | None:
-    if isinstance(segmentation, list):
-        return None if segmentation else "is empty"
-    size = [image["height"], image["width"]]
-    if not isinstance(segmentation, dict) or segmentation.get("size") != size:
-        return f"is neither polygons nor run lengths of size {size}"
-    return None
-
-
-def _check_files(images: list[dict], folder: Path, json_path: Path) -> None:
-    with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries}
-    missing = [image for image in images if image["file_name"] not in present]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of the {len(images)} images of {json_path} are missing, first "
-            f"{folder / missing[0]['file_name']} (image id {missing[0]['id']}); unpack "
-            f"{folder.name}.zip completely"
-        )
-
-
-def _read_jpeg(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); unpack {path.parent.name}.zip again"
-        ) from None

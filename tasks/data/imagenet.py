@@ -4,10 +4,9 @@ No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batc
 """
 
 import csv
-import hashlib
 import os
+import re
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,14 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
-from PIL import Image
 
 from tasks.data import Dataset, Sample
+from tasks.data.files import (
+    list_folder,
+    names_digest,
+    read_bytes,
+    read_rgb,
+    read_text,
+    reading,
+)
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_AGAIN = "unpack its archive again, or copy the file anew"
+_LARGEST_META = 2**26  # bytes; the devkit's has under one million
+_DEVKIT_AGAIN = "unpack ILSVRC2012_devkit_t12.tar.gz again"
 EXTENSIONS = (".jpeg", ".jpg", ".png")
 DEVKIT = "ILSVRC2012_devkit_t12/data"
 KAGGLE = "LOC_val_solution.csv"
@@ -102,8 +111,7 @@ class ImageNet(Dataset):
         self._keys = np.array([os.fsencode(key) for key in keys])
         counts = [len(files[wnid]) for wnid in self.class_names]
         self._labels = np.repeat(np.arange(len(counts)), counts)
-        digest = hashlib.sha256(os.fsencode("\n".join(keys))).hexdigest()
-        self.identity = f"{release}/{split}/{digest[:12]}"
+        self.identity = f"{release}/{split}/{names_digest(keys)}"
 
     def _in_class_folders(self, folders: list[str]) -> dict[str, list[str]]:
         files = {wnid: _list(self.root / self.split / wnid)[1] for wnid in folders}
@@ -167,7 +175,7 @@ class ImageNet(Dataset):
         """
         key = os.fsdecode(self._keys[index])
         name = f"{self.split}/{key if self._has_class_folders else key.partition('/')[2]}"
-        image = _read_rgb(self.root / name)
+        image = read_rgb(self.root / name, ["JPEG", "PNG"], _AGAIN)
         return {"image": image, "label": int(self._labels[index]), "name": name}
 
     def plot(self, sample: Sample, prediction: int | None = None) -> "Figure":
@@ -186,16 +194,13 @@ class ImageNet(Dataset):
 
 
 def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the images directly in `folder`, hidden ones left out."""
+    """Names of the folders and of the images directly in `folder`."""
     folders, images = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(EXTENSIONS):
-                images.append(entry.name)
-            elif entry.is_dir():
-                folders.append(entry.name)
+    for entry in list_folder(folder, _AGAIN):
+        if entry.name.lower().endswith(EXTENSIONS):
+            images.append(entry.name)
+        elif entry.is_dir():
+            folders.append(entry.name)
     return folders, images
 
 
@@ -230,31 +235,33 @@ def _ground_truth(root: Path, images: Path) -> dict[str, str]:
 
 
 def _kaggle_ground_truth(solution: Path) -> dict[str, str]:
-    with open(solution, newline="") as rows:
-        try:  # the boxes of an image are all of its one class: "<wnid> x y x y <wnid> ..."
-            return {row["ImageId"]: row["PredictionString"][:9] for row in csv.DictReader(rows)}
-        except (KeyError, TypeError, ValueError, csv.Error):
-            raise InputError(
-                f"{solution} is not the list of the Kaggle release (a line has no ImageId and "
-                "PredictionString); download it again"
-            ) from None
+    rows = read_text(solution, "download it again")
+    try:  # the boxes of an image are all of its one class: "<wnid> x y x y <wnid> ..."
+        truth = {row["ImageId"]: row["PredictionString"][:9] for row in csv.DictReader(rows)}
+        if truth:
+            return truth
+        raise ValueError
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise InputError(
+            f"{solution} is not the list of the Kaggle release (it is empty, or a line has no "
+            "ImageId and PredictionString); download it again"
+        ) from None
 
 
 def _devkit_ground_truth(devkit: Path) -> dict[str, str]:
     truth, meta = devkit / "ILSVRC2012_validation_ground_truth.txt", devkit / "meta.mat"
+    text = read_text(truth, _DEVKIT_AGAIN).read()
     try:
         wnids = _read_synsets(meta)
-        ids = [int(line) for line in truth.read_text().split()]
+        ids = [int(line) for line in text.split()]
         return {f"ILSVRC2012_val_{i:08d}": wnids[id] for i, id in enumerate(ids, start=1)}
     except KeyError as error:
         raise InputError(
-            f"{truth} has the id {error}, which {meta} does not know; unpack "
-            "ILSVRC2012_devkit_t12.tar.gz again"
+            f"{truth} has the id {error}, which {meta} does not know; {_DEVKIT_AGAIN}"
         ) from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InputError(
-            f"{devkit} is not the devkit as distributed ({error}); unpack "
-            "ILSVRC2012_devkit_t12.tar.gz again"
+            f"{truth} is not the devkit's as distributed ({error}); {_DEVKIT_AGAIN}"
         ) from None
 
 
@@ -265,17 +272,20 @@ def _read_synsets(meta: Path) -> dict[int, str]:
     Format" (MathWorks), little-endian.
 
     Raises:
-        ValueError: it is another file.
+        InputError: it is damaged or another file.
     """
-    try:
-        for kind, content in _mat_elements(meta.read_bytes()[128:]):
-            if kind == 15:  # compressed
-                ((_, content),) = _mat_elements(zlib.decompress(content))
-            synsets = _mat_array(content)
-            return {int(synset["ILSVRC2012_ID"][0]): synset["WNID"] for synset in synsets}
-    except (struct.error, zlib.error, LookupError, TypeError, ValueError):
-        pass
-    raise ValueError(f"{meta.name} is damaged or another file")
+    content = read_bytes(meta, _DEVKIT_AGAIN)
+    with reading(meta, _DEVKIT_AGAIN):
+        kind, content = next(_mat_elements(content[128:]))
+        if kind == 15:  # compressed
+            inflate = zlib.decompressobj()
+            ((_, content),) = _mat_elements(inflate.decompress(content, _LARGEST_META))
+            if not inflate.eof:  # its checksum comes last
+                raise ValueError("it is cut short, or no devkit's")
+        synsets = {int(s["ILSVRC2012_ID"][0]): s["WNID"] for s in _mat_array(content)}
+        if not synsets or not all(re.fullmatch(r"n\d{8}", wnid) for wnid in synsets.values()):
+            raise ValueError("it has no WordNet ids")
+        return synsets
 
 
 def _mat_elements(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -303,7 +313,9 @@ def _mat_array(data: bytes) -> Any:
         fields = [names[i : i + size].rstrip(b"\0").decode() for i in range(0, len(names), size)]
         arrays = [_mat_array(value) for _, value in values]
         starts = range(0, len(arrays), len(fields))
-        return [dict(zip(fields, arrays[start:], strict=False)) for start in starts]
+        return [
+            dict(zip(fields, arrays[start : start + len(fields)], strict=True)) for start in starts
+        ]
     if not content:
         return None
     kind, data = content[0]
@@ -317,23 +329,3 @@ _MAT_NUMBERS = {
     13: "<u8",
 }  # fmt: skip
 """NumPy's name of the format's types of numbers."""
-
-
-# ------------------------------------------------------------------------------------ reading
-
-
-def _read_rgb(path: Path) -> np.ndarray:
-    """The picture as uint8 [H, W, 3]; transparency is dropped."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow looks into EXIF for the resolution, which is not used here.
-            warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
-            with Image.open(path) as picture:
-                if picture.mode[0] in "IF":  # Pillow would make it white
-                    raise ValueError(f"mode {picture.mode}: more than 8 bits a channel")
-                opaque = picture.convert("RGBA") if "transparency" in picture.info else picture
-                return np.asarray(opaque.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); unpack its archive again, or copy the file anew"
-        ) from None

@@ -3,13 +3,13 @@
 No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batches of them.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from tasks.data.files import list_folder, names_digest
 from tasks.data.tiles import RandomPatches, Tile, TileSet, TileWindows, class_table
 from tasks.errors import InputError
 from tasks.protocol import task_facts
@@ -119,16 +119,20 @@ def inria_tiles(
     tiles = [
         Tile(images[key].stem, images[key], masks.get(key), cities.index(key[0])) for key in keys
     ]
-    names = "\n".join(tile.name for tile in tiles).encode()
-    identity = f"{release}/{split}/{hashlib.sha256(names).hexdigest()[:12]}"
+    identity = f"{release}/{split}/{names_digest(tile.name for tile in tiles)}"
     groups = [_CITY_NAMES.get(city, city) for city in cities]
     return TileSet(tiles, BANDS, TRAIN_IDS, identity, task_facts("inria"), groups)
 
 
 def _tiles_in(folder: Path) -> dict[tuple[str, int], Path]:
     """The tiles of a folder by city and number; none if there is no such folder."""
-    tiles = {}
-    for path in folder.glob("*.tif"):
+    tiles: dict[tuple[str, int], Path] = {}
+    if not folder.is_dir():
+        return tiles
+    for entry in list_folder(folder, "unpack the archive again"):
+        path = Path(entry.path)
+        if path.suffix != ".tif":
+            continue
         name = re.fullmatch(r"(.*\D)(\d+)", path.stem)
         if name is None:
             raise InputError(

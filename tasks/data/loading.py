@@ -5,6 +5,7 @@ worker that loads it: a continued run, or one on more devices with the same tota
 same images.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -13,7 +14,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import tv_tensors
 
@@ -102,22 +103,48 @@ class EvalBatches:
     Args:
         parts: indices that stay together, such as the windows of a tile; processes take parts in
             turn.
-        batch_size: samples per batch.
+        batch_size: samples per batch, at most: a batch holds neighbours of one size.
         rank, world_size: of this process.
+        size_of: an index's size, see `tasks.data.Dataset.size_of`.
     """
 
     def __init__(
-        self, parts: Sequence[Sequence[int]], batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        parts: Sequence[Sequence[int]],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        size_of: Callable[[int], tuple[int, int] | None] = lambda index: None,
     ):
-        self.indices = [index for part in parts[rank::world_size] for index in part]
-        self.batch_size = batch_size
+        indices = [index for part in parts[rank::world_size] for index in part]
+        self.batches: list[list[int]] = []
+        for _, group in itertools.groupby(indices, size_of):
+            alike = list(group)
+            starts = range(0, len(alike), batch_size)
+            self.batches += [alike[start : start + batch_size] for start in starts]
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+        for batch in self.batches:
+            yield [(0, index) for index in batch]
+
+
+def stack(samples: list[Sample]) -> Sample:
+    """A batch of samples of one size.
+
+    Raises:
+        InputError: their sizes differ.
+    """
+    sizes = {tuple(sample["image"].shape[-2:]) for sample in samples}
+    if len(sizes) > 1:
+        (height, width), (other_height, other_width), *_ = sorted(sizes)
+        raise InputError(
+            f"the images of a batch differ in size ({height} x {width}, {other_height} x "
+            f"{other_width}, first {samples[0]['name']}): set data.eval_batch_size=1"
+        )
+    return default_collate(samples)
 
 
 class DataModule(pl.LightningDataModule):
@@ -141,7 +168,7 @@ class DataModule(pl.LightningDataModule):
             batch_sampler=batches,
             num_workers=workers,
             # Images of a detector differ in size: it takes a list of samples.
-            collate_fn=list if self.cfg.task.kind == "detection" else None,
+            collate_fn=list if self.cfg.task.kind == "detection" else stack,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -190,5 +217,6 @@ class DataModule(pl.LightningDataModule):
         self, dataset: Dataset, parts: Sequence[Sequence[int]] | None = None
     ) -> DataLoader:
         parts = parts or [[index] for index in range(len(dataset))]
-        batches = EvalBatches(parts, self.cfg.data.eval_batch_size, **self._ranks())
+        size = self.cfg.data.eval_batch_size
+        batches = EvalBatches(parts, size, **self._ranks(), size_of=dataset.size_of)
         return self._loader(dataset, batches, training=False)

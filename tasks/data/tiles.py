@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from tasks.data import IGNORED, Sample, TiledDataset
+from tasks.data.files import reading, require_file
 from tasks.data.plots import label_figure
 from tasks.errors import InputError
 from tasks.protocol import TaskFacts
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNKNOWN = 254
+_AGAIN = "get the file again"
+_LARGEST_BLOCK = 2**28  # bytes that are decoded at once to read a single pixel
 
 
 @dataclass(frozen=True)
@@ -114,17 +117,24 @@ def _check_bands(raster: rasterio.DatasetReader, path: Path, bands: int) -> None
 
 
 def open_raster(path: Path) -> rasterio.DatasetReader:
-    """An open raster file.
+    """An open TIFF file. Other formats, such as VRT, would read further files or the network.
 
     Raises:
-        InputError: it does not exist or is no raster.
+        InputError: it does not exist, is no TIFF, or keeps so much in one block that a window of it
+            would fill the memory.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path)
-    except RasterioIOError as error:
-        raise InputError(f"{path} cannot be opened ({error}); get the file again") from None
+    require_file(path, _AGAIN)
+    with reading(path, _AGAIN), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        raster = rasterio.open(path, driver="GTiff")
+        block = max(height * width for height, width in raster.block_shapes) * raster.count
+        if block > _LARGEST_BLOCK:
+            raster.close()
+            raise InputError(
+                f"{path} keeps {block / 2**20:,.0f} MiB in one block; write it anew in "
+                "small blocks: gdal_translate -co TILED=YES"
+            )
+        return raster
 
 
 def read(path: Path, place: Place) -> np.ndarray:
@@ -134,11 +144,8 @@ def read(path: Path, place: Place) -> np.ndarray:
         InputError: it cannot be read.
     """
     window = Window(place.left, place.top, place.width, place.height)
-    with open_raster(path) as raster:
-        try:
-            return np.moveaxis(raster.read(window=window), 0, -1)
-        except RasterioError as error:
-            raise InputError(f"{path} cannot be read ({error}); get the file again") from None
+    with open_raster(path) as raster, reading(path, _AGAIN):
+        return np.moveaxis(raster.read(window=window), 0, -1)
 
 
 def read_sample(tile: Tile, place: Place, train_ids: np.ndarray) -> Sample:
@@ -252,6 +259,11 @@ class TileWindows(_OfTiles):
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Height and width of a window; those of a tile smaller than ``size`` are smaller."""
+        _, window, _ = self.windows[index]
+        return window.height, window.width
 
     def parts(self) -> list[list[int]]:
         """The indices of every tile's windows."""
