@@ -1,27 +1,35 @@
 """The GPU kernel on tensors: launches the Triton kernels.
 
 Where the window covers the map the layer is Group Normalization, and PyTorch's own kernels run it.
-The tiled rule, the released layer's whole-map case and rows of more than 8,192 cells have no kernel
-here and run in plain PyTorch.  Work is done on a few groups at a time, so that the planes between
-the kernels stay small beside the input.
+The tiled rule, the released layer's whole-map case and windows of more than some thousand columns
+have no kernel here and run in plain PyTorch.
 """
 
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from ..window import covers_map
 from . import gpu_loops, reference_kernel
 
-_WIDEST = 8192
-_COLUMNS = 128  # columns of a program that slides down
-# Cells (of all groups together) that are worked on at once: enough to fill a GPU.
-_CELLS_AT_ONCE = 1 << 23
+# Cells (of all groups) of a tile; each thread has sixteen of them.
+_CELLS = 4096
+_MOST_LANES = 8192
+_MOST_ROWS = 8
+# Windows higher than this are put together from sums over blocks of rows, made by another kernel.
+_DIRECT_ROWS = 31
+_BLOCK_ROWS = 16
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is not below."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 class _Plan:
-    """Shapes and window of one call, for the kernels."""
+    """Shapes, window and tiles of one call, for the kernels."""
 
     def __init__(
         self, x: Tensor, channels_per_group: int, window: tuple[int, int], eps: float, rule: str
@@ -34,40 +42,97 @@ class _Plan:
         self.row_count = self.height - self.row_size + 1 - self.offset
         self.col_count = self.width - self.col_size + 1 - self.offset
         self.eps = eps
-        self.block = max(16, 1 << (self.width - 1).bit_length())
-        self.warps = min(max(self.block // 256, 1), 16)
+        self.acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.blocks = _BLOCK_ROWS if self.row_size > _DIRECT_ROWS else 0
+        self.side_by_side, self.channels_at_once = self._channels_of_tile(x)
+        self.planes = self.samples * -(-self.groups // self.side_by_side)
+        self.rows = self.lanes = 0
+        self._choose_tile()
 
-    def chunks(self) -> list[tuple[int, int]]:
-        """``(first group, number of groups)`` of each part of the work."""
-        every = self.samples * self.groups
-        at_once = max(1, min(every, _CELLS_AT_ONCE // (self.height * self.width)))
-        return [(first, min(at_once, every - first)) for first in range(0, every, at_once)]
+    def _channels_of_tile(self, x: Tensor) -> tuple[int, int]:
+        """Groups and channels that lie side by side: a sector of 32 bytes where they do."""
+        if x.stride(1) != 1 or x.stride(3) == 1:
+            return 1, 1
+        sector = 32 // x.element_size()
+        at_once = min(_power_of_two(self.per_group), sector)
+        return min(sector // at_once, _power_of_two(self.groups)), at_once
 
-    def column_moments(self, x: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
-        means = x.new_empty(count, self.row_count, self.width, dtype=torch.float32)
-        squares = torch.empty_like(means)
-        # A band starts with a whole window: not many more rows than it then slides over.
-        band = max(self.row_size, 32)
-        grid = (count, -(-self.width // _COLUMNS), -(-self.row_count // band))
-        gpu_loops.column_moments[grid](
-            x, means, squares, first, self.groups, self.per_group, self.height, self.width,
-            *x.stride(), self.row_count, self.row_size, self.offset, band, BLOCK=_COLUMNS,
+    def _choose_tile(self) -> None:
+        """Rows and lanes with the fewest lanes of halo and rows read per row."""
+        best = float("inf")
+        widest = _power_of_two(max(self.width, 16))
+        lanes = 16
+        while lanes <= min(widest, _MOST_LANES // self.side_by_side):
+            windows = self._windows(lanes)
+            if windows > 0:
+                rows = min(_MOST_ROWS, max(_CELLS // (lanes * self.side_by_side), 1))
+                while rows > self.row_size:
+                    rows //= 2
+                middle = min(self.row_size, 2 * _BLOCK_ROWS + self.row_size // 10)
+                cost = 60 + 4 * self.per_group * (middle + 2 * rows) / rows
+                cost *= lanes * -(-self.col_count // windows)
+                if cost < best:
+                    best, self.rows, self.lanes = cost, rows, lanes
+            lanes *= 2
+        self.has_tile = best < float("inf")
+        if self.has_tile:
+            self.windows = self._windows(self.lanes)
+            self.halo = 0 if self.windows >= self.col_count else self.lanes - self.windows
+            self.tiles = -(-self.height // self.rows)
+            self.warps = min(max(self.lanes * self.side_by_side * self.rows // 512, 1), 16)
+
+    def _windows(self, lanes: int) -> int:
+        """How many windows begin in a tile of ``lanes``."""
+        if lanes >= self.width:
+            return self.col_count
+        return (lanes - self.col_size + 1 - self.offset) // 16 * 16  # aligned
+
+    def constants(self) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        return {
+            "LANES": self.lanes,
+            "GROUPS": self.side_by_side,
+            "CHANNELS": self.channels_at_once,
+            "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
+            "num_warps": self.warps,
+        }
+
+    def segments(self) -> dict[str, Any]:
+        segment = min(1 << (self.col_size.bit_length() - 1), self.lanes)
+        return {"ROWS": self.rows, "SEGMENT": segment}
+
+    def chunks(self, x: Tensor, tensors: int) -> list[tuple[int, int]]:
+        """``(first plane, number of planes)`` of each part of the work: as many as leave what a
+        part's ``tensors`` like ``x`` and its planes take within the level-2 cache."""
+        cells = self.side_by_side * self.height * self.width
+        plane = cells * (tensors * self.per_group * x.element_size() + (16 if tensors > 1 else 0))
+        at_once = max(1, min(self.planes, _level_2_cache(x.device) // 2 // plane))
+        return [
+            (first, min(at_once, self.planes - first)) for first in range(0, self.planes, at_once)
+        ]
+
+    def block_sums(self, x: Tensor, first: int, count: int) -> Tensor:
+        if not self.blocks:
+            return x  # not read
+        blocks = self.height // self.blocks
+        sums = x.new_empty(count, blocks, 3, self.width, self.side_by_side, dtype=self.acc)
+        constants = self.constants()
+        constants["LANES"] = lanes = min(self.lanes, 256 // self.side_by_side)
+        constants["num_warps"] = max(1, lanes * self.side_by_side // 64)
+        gpu_loops.block_sums[(count, blocks, -(-self.width // lanes))](
+            x, sums, first, self.groups, self.per_group, self.height, self.width, *x.stride(),
+            BLOCK_ROWS=self.blocks, **constants,
         )  # fmt: skip
-        return means, squares
-
-    def launch(self, kernel: Any, count: int, *arguments: Any, **constants: Any) -> None:
-        """One program per row of each group."""
-        kernel[(count, self.height)](
-            *arguments, BLOCK=self.block, num_warps=self.warps, **constants
-        )
+        return sums
 
 
 def has_kernel(x: Tensor, window: tuple[int, int], rule: str) -> bool:
     """Whether there is a Triton kernel for this call."""
     covered = covers_map(rule, window, x.shape[2], x.shape[3])
     extent = sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True))
-    sizes_fit = x.shape[3] <= _WIDEST and x.numel() > 0 and extent < 2**31
-    return not covered and rule != "tiled" and x.dtype != torch.float64 and sizes_fit
+    if covered or rule == "tiled" or x.numel() == 0 or extent >= 2**31:
+        return False
+    return min(window[1], x.shape[3]) <= _MOST_LANES // 8 or x.shape[3] <= _MOST_LANES // 8
 
 
 def forward(
@@ -89,13 +154,14 @@ def forward(
     plan = _Plan(x, channels_per_group, window, eps, rule)
     y = torch.empty_like(x)
     weight, bias = _vector(weight, x, 1.0), _vector(bias, x, 0.0)
-    for first, count in plan.chunks():
-        means, squares = plan.column_moments(x, first, count)
-        plan.launch(
-            gpu_loops.normalize, count,
-            x, y, weight, bias, means, squares, first, plan.groups, plan.per_group,
+    columns = -(-plan.col_count // plan.windows)
+    for first, count in plan.chunks(x, 1) if plan.blocks else [(0, plan.planes)]:
+        blocks = plan.block_sums(x, first, count)
+        gpu_loops.normalize[(count, plan.tiles, columns)](
+            x, y, weight, bias, blocks, first, plan.groups, plan.per_group,
             plan.height, plan.width, *x.stride(), *y.stride(), plan.row_count, plan.row_size,
             plan.col_count, plan.col_size, plan.offset, plan.eps,
+            WINDOWS=plan.windows, BLOCK_ROWS=plan.blocks, **plan.constants(), **plan.segments(),
         )  # fmt: skip
     return y
 
@@ -118,37 +184,40 @@ def backward(
     detached = rule == "released"
     out = torch.empty_like(x)
     vector = _vector(weight, x, 1.0)
-    rows = (plan.samples, x.shape[1], plan.height, 2)
-    partial = torch.empty(rows, dtype=torch.float32, device=x.device)
+    columns = -(-plan.col_count // plan.windows)
+    partial = x.new_empty(plan.samples, x.shape[1], plan.tiles * columns, 2, dtype=plan.acc)
     strides = (*x.stride(), *grad.stride(), *out.stride())
-    for first, count in plan.chunks():
-        means, squares = plan.column_moments(x, first, count)
-        planes = (1, 1, 1) if detached else (count, plan.height, plan.width)
-        terms = [x.new_empty(planes, dtype=torch.float32) for _ in range(2)]
-        plan.launch(
-            gpu_loops.gradient_terms, count,
-            x, grad, out, vector, means, squares, *terms, partial,
-            first, plan.groups, plan.per_group, plan.height, plan.width, *strides,
-            plan.row_count, plan.row_size, plan.col_count, plan.col_size, plan.offset, plan.eps,
-            DETACHED=detached,
+    g = plan.side_by_side
+    for first, count in plan.chunks(x, 3):
+        blocks = plan.block_sums(x, first, count)
+        shapes = (
+            (2, plan.height, plan.col_count, g), (plan.tiles, 3, 2, plan.col_count, g),
+            (plan.tiles, plan.col_count, g), (plan.height, plan.width, g),
         )  # fmt: skip
-        if detached:
-            continue
-        sums = [torch.empty_like(terms[0]) for _ in range(2)]
-        band = max(plan.row_size, 32)
-        grid = (count, -(-plan.width // _COLUMNS), -(-plan.height // band))
-        gpu_loops.sum_terms_down[grid](
-            *terms, *sums, plan.height, plan.width, plan.row_count, plan.row_size, band,
-            BLOCK=_COLUMNS,
+        held = 0 if detached else count
+        planes = [x.new_empty(held, *shape, dtype=plan.acc) for shape in shapes]
+        gpu_loops.gradient_terms[(count, plan.tiles, columns)](
+            x, grad, out, vector, blocks, *planes, partial, first, plan.groups, plan.per_group,
+            plan.height, plan.width, *strides, plan.row_count, plan.row_size, plan.col_count,
+            plan.col_size, plan.offset, plan.eps, DETACHED=detached, WINDOWS=plan.windows,
+            BLOCK_ROWS=plan.blocks, **plan.constants(), **plan.segments(),
         )  # fmt: skip
-        plan.launch(
-            gpu_loops.input_gradient, count,
-            x, grad, out, vector, means, squares, *sums,
-            first, plan.groups, plan.per_group, plan.height, plan.width, *strides,
-            plan.row_count, plan.row_size, plan.col_count, plan.col_size, plan.eps,
-        )  # fmt: skip
+        if not detached:
+            across = -(-plan.width // (plan.lanes - plan.halo))
+            gpu_loops.input_gradient[(count, plan.tiles, across)](
+                x, grad, out, vector, *planes, first, plan.groups, plan.per_group, plan.height,
+                plan.width, *strides, plan.row_count, plan.row_size, plan.col_count, plan.col_size,
+                HALO=plan.halo, **plan.constants(), **plan.segments(),
+            )  # fmt: skip
     weight_grad, bias_grad = partial.sum(dim=(0, 2), dtype=torch.float64).unbind(dim=1)
     return out, weight_grad, bias_grad
+
+
+def _level_2_cache(device: torch.device) -> int:
+    """In bytes; without a GPU, where the kernels are interpreted, that of a small one."""
+    if device.type != "cuda":
+        return 1 << 22
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def _is_group_norm(x: Tensor, weight: Tensor | None, window: tuple[int, int], rule: str) -> bool:

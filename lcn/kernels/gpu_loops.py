@@ -1,13 +1,15 @@
-"""Triton kernels of the GPU kernel; :mod:`lcn.kernels.gpu` launches them, docs/kernels.md counts
-the bytes they move.
+"""Triton kernels of the GPU kernel; :mod:`lcn.kernels.gpu` launches them, docs/gpu.md explains them
+and counts what they move and compute.
 
-All tensors are addressed by strides, so that NCHW and channels-last need no copy; offsets within
-a sample are 32-bit.  Sums are
-float64 and of ``x - shift``, with the first value of the group as shift.
+A program takes a tile: ``ROWS`` rows by ``LANES`` columns of ``GROUPS`` neighbouring groups (one in
+NCHW; in channels-last as many as fill a sector of memory).  Tensors of a tile are
+``[ROWS, LANES, GROUPS]``, in loops over channels with ``CHANNELS`` of them as a fourth axis.
 
-A window sum along a row needs values of other columns, which a program cannot take from its own
-registers.  Instead lane ``j`` loads what its window has more than that of lane ``j - 1``, and a
-cumulative sum over the lanes gives every window.
+No sum slides and nothing is subtracted from a sum: a window is put together from blocks, so that a
+NaN or a very large value reaches the windows that hold it and no other.  Sums are of ``x - shift``
+in float32, where the shift is a value (or the mean of a column) that lies inside each window it is
+used for: near, so that an offset or a ramp costs no digits, and harmless, since what it spoils
+holds it anyway.  ``ACC`` is float32, or float64 for float64 inputs.
 """
 
 # mypy: ignore-errors
@@ -17,269 +19,665 @@ import triton.language as tl
 
 
 @triton.jit
-def _first_value(x, group, groups, per_group, x_n, x_c):
-    start = (group // groups).to(tl.int64) * x_n + (group % groups).to(tl.int64) * per_group * x_c
-    return tl.load(x + start).to(tl.float64)
+def _window_start(cell, count, size):
+    return tl.minimum(tl.maximum(cell - size // 2, 0), count - 1)
 
 
 @triton.jit
-def column_moments(
-    x, means, squares, first_group, groups, per_group, height, width,
-    x_n, x_c, x_h, x_w, row_count, row_size, offset, band,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Mean (from the shift) and sum of squared deviations of each column, for each window row.
+def _larger_or_nan(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
-    A program takes ``BLOCK`` columns of a group and ``band`` window rows, and slides down them.
-    ``means`` and ``squares`` are ``[groups of this launch, row_count, width]`` float32.
+
+@triton.jit
+def _rsqrt(v):
+    """The hardware's ``rsqrt`` is off by some units in the last place: one step of Newton's."""
+    r = tl.rsqrt(v)
+    error = 1 - (v * r) * r
+    # Neither 0 nor infinity (whose product is NaN) gets closer.
+    return tl.where(tl.abs(error) < 1, r + 0.5 * r * error, r)
+
+
+@triton.jit
+def _take(values, lanes):
+    """``values`` [ROWS, LANES, GROUPS] at other lanes [LANES]."""
+    index = tl.broadcast_to(lanes[None, :, None], values.shape)
+    return tl.gather(values, index, 1)
+
+
+@triton.jit
+def _suffix_and_prefix(of_suffix, of_prefix, SEGMENT: tl.constexpr):
+    """Sums within segments of lanes: from each lane to the end, and from the beginning to it."""
+    ROWS: tl.constexpr = of_suffix.shape[0]
+    LANES: tl.constexpr = of_suffix.shape[1]
+    GROUPS: tl.constexpr = of_suffix.shape[2]
+    if SEGMENT == 1:
+        return of_suffix, of_prefix
+    shape: tl.constexpr = [ROWS, LANES // SEGMENT, SEGMENT, GROUPS]
+    suffix = tl.cumsum(tl.reshape(of_suffix, shape), 2, reverse=True)
+    prefix = tl.cumsum(tl.reshape(of_prefix, shape), 2)
+    return tl.reshape(suffix, of_suffix.shape), tl.reshape(prefix, of_prefix.shape)
+
+
+@triton.jit
+def _down_and_up(fixed, leaving, entering):
+    """Sums over the rows of each window of a tile from those of its rows.
+
+    ``fixed`` [LANES, GROUPS] is of the rows that all windows hold; row r of ``leaving`` is held by
+    windows 0 to r, row r of ``entering`` by window r and those below.
     """
-    local = tl.program_id(0)
-    group = first_group + local
-    k_begin = tl.program_id(2) * band
-    k_end = tl.minimum(k_begin + band, row_count)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    shift = _first_value(x, group, groups, per_group, x_n, x_c)
-    base = (group // groups).to(tl.int64) * x_n + (group % groups).to(tl.int64) * per_group * x_c
-    cells = x + base + column * x_w
-    total = tl.zeros([BLOCK], tl.float64)
-    square = tl.zeros([BLOCK], tl.float64)
-    for i in range(k_begin + offset, k_begin + offset + row_size):
-        for c in range(per_group):
-            row = cells + i * x_h + c * x_c
-            value = tl.load(row, mask=inside, other=0.0).to(tl.float64) - shift
-            total += value
-            square += value * value
-    n = per_group * row_size
-    for k in range(k_begin, k_end):
-        mean = total / n
-        deviation = tl.maximum(square - total * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        at = (local.to(tl.int64) * row_count + k) * width + column
-        tl.store(means + at, mean.to(tl.float32), mask=inside)
-        tl.store(squares + at, deviation.to(tl.float32), mask=inside)
-        if k + 1 < k_end:
-            for c in range(per_group):
-                old = cells + (k + offset) * x_h + c * x_c
-                new = old + row_size * x_h
-                a = tl.load(new, mask=inside, other=0.0).to(tl.float64) - shift
-                b = tl.load(old, mask=inside, other=0.0).to(tl.float64) - shift
-                total += a - b
-                square += (a - b) * (a + b)
+    if leaving.shape[0] == 1:
+        return fixed[None, :, :] + leaving + entering
+    return fixed[None, :, :] + (tl.cumsum(leaving, 0, reverse=True) + tl.cumsum(entering, 0))
 
 
 @triton.jit
-def _moments_of_row(
-    means, squares, column_base, width, per_group, row_size, col_count, col_size, offset, eps,
-    BLOCK: tl.constexpr,
+def _deviations(x, at, inside, near, CHANNELS: tl.constexpr, ACC: tl.constexpr):
+    """``x - near``, zero where there is no cell."""
+    value = tl.load(x + at, mask=inside, other=0.0).to(ACC) - near
+    if CHANNELS > 1:  # else near is zero where nothing is inside
+        value = tl.where(inside, value, 0.0)
+    return value
+
+
+@triton.jit
+def _over_channels(values):
+    """Sum over the last axis."""
+    if values.shape[-1] == 1:
+        return tl.reshape(values, values.shape[:-1])
+    return tl.sum(values, len(values.shape) - 1)
+
+
+@triton.jit
+def _sums_of_rows(
+    x, lanes, inside, near, rows, valid, x_c, x_h, per_group,
+    CHANNELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Mean (from the shift) and rstd of the windows of the cells of a row, from column moments."""
-    j = tl.arange(0, BLOCK)
-    n = per_group * row_size
-    # The first window as a whole ...
-    starts = j < col_size
-    mean = tl.load(means + column_base + j + offset, mask=starts, other=0.0).to(tl.float64)
-    m2 = tl.load(squares + column_base + j + offset, mask=starts, other=0.0).to(tl.float64)
-    first = tl.sum(mean)
-    first_square = tl.sum(m2 + n * mean * mean)
-    # ... and what each next one has more: a column on the right, minus one on the left.
-    k = j - col_size // 2
-    moves = (k >= 1) & (k < col_count)
-    right = means + column_base + k + offset + col_size - 1
-    a = tl.load(right, mask=moves, other=0.0).to(tl.float64)
-    b = tl.load(means + column_base + k + offset - 1, mask=moves, other=0.0).to(tl.float64)
-    right = squares + column_base + k + offset + col_size - 1
-    a2 = tl.load(right, mask=moves, other=0.0).to(tl.float64)
-    b2 = tl.load(squares + column_base + k + offset - 1, mask=moves, other=0.0).to(tl.float64)
-    total = first + tl.cumsum(a - b)
-    square = first_square + tl.cumsum(a2 - b2 + n * (a - b) * (a + b))
-    mean = total / col_size
-    variance = square / (n * col_size) - mean * mean
-    variance = tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return mean, 1.0 / tl.sqrt(variance + eps)
+    """Of each of ``rows`` [ROWS] that is ``valid``: sums of deviations and of their squares."""
+    ROWS: tl.constexpr = rows.shape[0]
+    channel = tl.arange(0, CHANNELS)[None, None, None, :]
+    at = rows[:, None, None, None] * x_h + lanes[None, :, :, None] + channel * x_c
+    valid = valid[:, None, None, None] & inside[None, :, :, None]
+    shift = tl.where(valid, near[None, :, :, None], 0.0)
+    shape: tl.constexpr = [ROWS, near.shape[0], near.shape[1], CHANNELS]
+    total = tl.zeros(shape, ACC)
+    square = tl.zeros(shape, ACC)
+    for c in range(0, per_group, CHANNELS):
+        value = _deviations(
+            x, at + c * x_c, valid & (c + channel < per_group), shift, CHANNELS, ACC
+        )
+        total += value
+        square += value * value
+    return _over_channels(total), _over_channels(square)
 
 
 @triton.jit
-def _window_row_of(i, row_count, row_size):
-    return tl.minimum(tl.maximum(i - row_size // 2, 0), row_count - 1)
+def _sums_of_columns(
+    x, lanes, inside, near, first, stop, x_c, x_h, per_group, total, square,
+    CHANNELS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Adds rows ``first`` to ``stop`` to ``total`` and ``square`` [LANES, GROUPS]."""
+    channel = tl.arange(0, CHANNELS)[None, None, :]
+    at = lanes[:, :, None] + channel * x_c
+    inside = inside[:, :, None]
+    shift = tl.where(inside, near[:, :, None], 0.0)
+    shape: tl.constexpr = [near.shape[0], near.shape[1], CHANNELS]
+    more = tl.zeros(shape, ACC)
+    more_square = tl.zeros(shape, ACC)
+    for i in range(first, stop):
+        for c in range(0, per_group, CHANNELS):
+            value = _deviations(
+                x, at + i * x_h + c * x_c, inside & (c + channel < per_group), shift, CHANNELS, ACC
+            )
+            more += value
+            more_square += value * value
+    return total + _over_channels(more), square + _over_channels(more_square)
+
+
+@triton.jit
+def _moments_down(
+    x, blocks, lanes, block_lanes, inside, x_c, x_h, block_size, per_group,
+    i, row_count, row_size, offset,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Sums over the window's rows of each column, for the windows of output rows ``i ...``.
+
+    Returns the shift [LANES, GROUPS], the sums of ``x - shift`` and of squares [ROWS, ...].
+    """
+    r = tl.arange(0, ROWS)
+    start = _window_start(i + r, row_count, row_size) + offset
+    following = _window_start(i + r + 1, row_count, row_size) + offset
+    previous = _window_start(i + r - 1, row_count, row_size) + offset
+    first = _window_start(i + ROWS - 1, row_count, row_size) + offset
+    stop = _window_start(i, row_count, row_size) + offset + row_size
+    middle = (first + stop - 1) // 2
+    near = tl.load(x + lanes + middle * x_h, mask=inside, other=0.0).to(ACC)
+    total = tl.zeros(near.shape, ACC)
+    square = tl.zeros(near.shape, ACC)
+    until = stop
+    if BLOCK_ROWS > 0:
+        first_block = (first + BLOCK_ROWS - 1) // BLOCK_ROWS
+        stop_block = tl.maximum(stop // BLOCK_ROWS, first_block)
+        until = tl.minimum(stop, first_block * BLOCK_ROWS)
+    total, square = _sums_of_columns(
+        x, lanes, inside, near, first, until, x_c, x_h, per_group, total, square, CHANNELS, ACC
+    )
+    if BLOCK_ROWS > 0:
+        n = (per_group * BLOCK_ROWS).to(ACC)
+        for b in range(first_block, stop_block):
+            at = blocks + b * (3 * block_size) + block_lanes
+            mean = tl.load(at, mask=inside, other=0.0)
+            rest = tl.load(at + block_size, mask=inside, other=0.0)
+            rest_square = tl.load(at + 2 * block_size, mask=inside, other=0.0)
+            d = mean - near
+            total += rest + n * d
+            square += rest_square + d * (2 * rest + n * d)
+        total, square = _sums_of_columns(
+            x, lanes, inside, near, tl.maximum(stop_block * BLOCK_ROWS, until), stop, x_c, x_h,
+            per_group, total, square, CHANNELS, ACC,
+        )  # fmt: skip
+    if ROWS == 1:
+        return near, total[None, :, :], square[None, :, :]
+    leaves, leaves_square = _sums_of_rows(
+        x, lanes, inside, near, start, (start < following) & (r < ROWS - 1), x_c, x_h, per_group,
+        CHANNELS, ACC,
+    )  # fmt: skip
+    enters, enters_square = _sums_of_rows(
+        x, lanes, inside, near, previous + row_size, (previous < start) & (r > 0), x_c, x_h,
+        per_group, CHANNELS, ACC,
+    )  # fmt: skip
+    return near, _down_and_up(total, leaves, enters), _down_and_up(
+        square, leaves_square, enters_square
+    )
+
+
+@triton.jit
+def _merge(n, shift, mean, m2, part_n, part_total, part_square, part_shift):
+    """Adds a part, given by its sums of ``x - part_shift``, to a mean (``x - shift``) and M2."""
+    part_mean = part_total / tl.maximum(part_n, 1)
+    part_m2 = _larger_or_nan(part_square - part_total * part_mean, 0.0)
+    share = part_n / (n + part_n)
+    d = (part_shift - shift) + (part_mean - mean)
+    # Where the window has no such part its values are of other windows, perhaps NaN.
+    has = part_n > 0
+    mean = tl.where(has, mean + d * share, mean)
+    return mean, tl.where(has, m2 + part_m2 + d * d * (n * share), m2)
+
+
+@triton.jit
+def _moments_along(
+    near, total, square, begin, n_column, col_size, eps,
+    SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Shift, mean minus shift, and rstd of windows that begin at lanes ``begin`` [LANES].
+
+    A window is the end of one segment of lanes, perhaps a second segment, and the beginning of one.
+    """
+    LANES: tl.constexpr = near.shape[0]
+    lane = tl.arange(0, LANES)
+    mean = near[None, :, :] + total / n_column
+    head = lane // SEGMENT * SEGMENT
+    # As the end of a segment a lane's shift is the mean of the last column, else of the first.
+    d = near[None, :, :] - _take(mean, head + SEGMENT - 1)
+    suffix = total + n_column * d
+    suffix_square = square + d * (2 * total + n_column * d)
+    d = near[None, :, :] - _take(mean, head)
+    prefix = total + n_column * d
+    prefix_square = square + d * (2 * total + n_column * d)
+    suffix, prefix = _suffix_and_prefix(suffix, prefix, SEGMENT)
+    suffix_square, prefix_square = _suffix_and_prefix(suffix_square, prefix_square, SEGMENT)
+
+    last = tl.minimum(begin + col_size - 1, LANES - 1)
+    head = last // SEGMENT * SEGMENT
+    second = (begin // SEGMENT + 1) * SEGMENT
+    n = ((last - head + 1) * n_column)[None, :, None]
+    shift = _take(mean, head)
+    part = _take(prefix, last)
+    window_mean = part / n
+    m2 = _larger_or_nan(_take(prefix_square, last) - part * window_mean, 0.0)
+    part_n = (tl.where(second <= head, second - begin, 0) * n_column)[None, :, None]
+    window_mean, m2 = _merge(
+        n, shift, window_mean, m2, part_n, _take(suffix, begin), _take(suffix_square, begin),
+        _take(mean, tl.minimum(second - 1, LANES - 1)),
+    )  # fmt: skip
+    n += part_n
+    part_n = (tl.where(second < head, SEGMENT, 0) * n_column)[None, :, None]
+    end = tl.minimum(second + SEGMENT - 1, LANES - 1)
+    window_mean, m2 = _merge(
+        n, shift, window_mean, m2, part_n, _take(prefix, end), _take(prefix_square, end),
+        _take(mean, tl.minimum(second, LANES - 1)),
+    )  # fmt: skip
+    return shift, window_mean, _rsqrt(m2 / (n + part_n) + eps)
+
+
+@triton.jit
+def _position(first, groups, GROUPS: tl.constexpr):
+    """Of a program: sample and groups (``first`` and later) and which of these exist."""
+    blocks = (groups + GROUPS - 1) // GROUPS
+    g = first % blocks * GROUPS + tl.arange(0, GROUPS)
+    return (first // blocks).to(tl.int64), g, g < groups
+
+
+@triton.jit
+def block_sums(
+    x,  # [N, C, H, W]
+    blocks,  # [plane, block of rows, 3, W, GROUPS]: mean, rests of the sums of x - mean and squares
+    first, groups, per_group, height, width, x_n, x_c, x_h, x_w,
+    LANES: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Sums of each column over ``BLOCK_ROWS`` rows, which larger windows are put together from."""
+    plane, b = tl.program_id(0), tl.program_id(1)
+    n, group, exists = _position(first + plane, groups, GROUPS)
+    column = tl.program_id(2) * LANES + tl.arange(0, LANES)
+    inside = (column < width)[:, None] & exists[None, :]
+    lanes = column[:, None] * x_w + (group * (per_group * x_c))[None, :]
+    x += n * x_n
+    i = b * BLOCK_ROWS
+    near = tl.load(x + lanes + (i + BLOCK_ROWS // 2) * x_h, mask=inside, other=0.0).to(ACC)
+    total = tl.zeros(near.shape, ACC)
+    square = tl.zeros(near.shape, ACC)
+    total, square = _sums_of_columns(
+        x, lanes, inside, near, i, i + BLOCK_ROWS, x_c, x_h, per_group, total, square, CHANNELS, ACC
+    )
+    count = (per_group * BLOCK_ROWS).to(ACC)
+    mean = near + total / count
+    d = near - mean
+    size = width * GROUPS
+    at = blocks + (plane.to(tl.int64) * (height // BLOCK_ROWS) + b) * (3 * size)
+    at += column[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
+    tl.store(at, mean, mask=inside)
+    tl.store(at + size, total + count * d, mask=inside)
+    tl.store(at + 2 * size, square + d * (2 * total + count * d), mask=inside)
+
+
+@triton.jit
+def _tile_moments(
+    x, blocks, plane, i, k, group, exists, per_group, height, width, x_c, x_h, x_w,
+    row_count, row_size, col_count, col_size, offset, eps,
+    ROWS: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
+    SEGMENT: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Of the cells at rows ``i ...`` and columns ``k ...``: the lane where the window begins,
+    the value there that the tile's windows have in common, and the window's shift, mean minus
+    shift, rstd.  ``x`` points at the sample."""
+    lane = tl.arange(0, LANES)
+    column = k + offset + lane
+    inside = (column < width)[:, None] & exists[None, :]
+    lanes = column[:, None] * x_w + (group * (per_group * x_c))[None, :]
+    block_lanes = column[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
+    size = width * GROUPS
+    if BLOCK_ROWS > 0:
+        blocks += plane.to(tl.int64) * (height // BLOCK_ROWS) * (3 * size)
+    near, total, square = _moments_down(
+        x, blocks, lanes, block_lanes, inside, x_c, x_h, size, per_group,
+        i, row_count, row_size, offset, ROWS, CHANNELS, BLOCK_ROWS, ACC,
+    )  # fmt: skip
+    begin = _window_start(k + lane, col_count, col_size) - k
+    begin = tl.minimum(tl.maximum(begin, 0), LANES - 1)
+    n_column = (per_group * row_size).to(ACC)
+    shift, mean, rstd = _moments_along(
+        near, total, square, begin, n_column, col_size, eps, SEGMENT
+    )
+    return begin, near, shift, mean, rstd
+
+
+@triton.jit
+def _cells_of_tile(
+    i, k, height, width, col_count, col_size, exists,
+    ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr,
+):  # fmt: skip
+    """Row and column of the tile's cells, and which are its own: those of its ``WINDOWS`` windows."""
+    row = i + tl.arange(0, ROWS)
+    column = k + tl.arange(0, LANES)
+    window = _window_start(column, col_count, col_size)
+    own = (column < width) & (window >= k) & (window < k + WINDOWS)
+    own = (row < height)[:, None, None] & own[None, :, None] & exists[None, None, :]
+    return row[:, None, None], column[None, :, None], own
 
 
 @triton.jit
 def normalize(
-    x, y, weight, bias, means, squares, first_group, groups, per_group, height, width,
-    x_n, x_c, x_h, x_w, y_n, y_c, y_h, y_w,
-    row_count, row_size, col_count, col_size, offset, eps,
-    BLOCK: tl.constexpr,
+    x,  # [N, C, H, W]
+    y,  # as x
+    weight,  # [C]
+    bias,  # [C]
+    blocks,  # [plane, block of rows, 3, W, GROUPS]
+    first, groups, per_group, height, width, x_n, x_c, x_h, x_w, y_n, y_c, y_h, y_w,
+    row_count, row_size, col_count, col_size, offset, eps: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr, GROUPS: tl.constexpr,
+    CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One output row of a group."""
-    local, i = tl.program_id(0), tl.program_id(1)
-    group = first_group + local
-    n, first_channel = (group // groups).to(tl.int64), (group % groups) * per_group
-    k = _window_row_of(i, row_count, row_size)
-    mean, rstd = _moments_of_row(
-        means, squares, (local.to(tl.int64) * row_count + k) * width, width, per_group, row_size,
-        col_count, col_size, offset, eps, BLOCK,
+    """The layer."""
+    plane, i, k = tl.program_id(0), tl.program_id(1) * ROWS, tl.program_id(2) * WINDOWS
+    n, group, exists = _position(first + plane, groups, GROUPS)
+    x += n * x_n
+    y += n * y_n
+    _, _, shift, mean, rstd = _tile_moments(
+        x, blocks, plane, i, k, group, exists, per_group, height, width, x_c, x_h, x_w,
+        row_count, row_size, col_count, col_size, offset, tl.full((), eps, ACC),
+        ROWS, LANES, GROUPS, CHANNELS, SEGMENT, BLOCK_ROWS, ACC,
     )  # fmt: skip
-    mean += _first_value(x, group, groups, per_group, x_n, x_c)
-    j = tl.arange(0, BLOCK)
-    inside = j < width
-    for c in range(per_group):
-        channel = first_channel + c
-        at = n * x_n + channel * x_c + i * x_h + j * x_w
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float64)
-        scale = tl.load(weight + channel).to(tl.float64)
-        result = (value - mean) * rstd * scale + tl.load(bias + channel).to(tl.float64)
-        at = n * y_n + channel * y_c + i * y_h + j * y_w
-        tl.store(y + at, result.to(tl.float32).to(y.dtype.element_ty), mask=inside)
+    row, column, own = _cells_of_tile(
+        i, k, height, width, col_count, col_size, exists, ROWS, LANES, WINDOWS
+    )
+    first_channel = group[None, None, :] * per_group
+    x_at = (row * x_h + column * x_w + first_channel * x_c)[:, :, :, None]
+    y_at = (row * y_h + column * y_w + first_channel * y_c)[:, :, :, None]
+    shift, mean = shift[:, :, :, None], mean[:, :, :, None]
+    rstd, own = rstd[:, :, :, None], own[:, :, :, None]
+    for c0 in range(0, per_group, CHANNELS):
+        c = c0 + tl.arange(0, CHANNELS)[None, None, None, :]
+        mask = own & (c < per_group)
+        value = tl.load(x + x_at + c * x_c, mask=mask, other=0.0).to(ACC)
+        of_channel = (c < per_group) & exists[None, None, :, None]
+        scale = tl.load(weight + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
+        add = tl.load(bias + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
+        result = ((value - shift) - mean) * rstd * scale.to(ACC) + add.to(ACC)
+        tl.store(y + y_at + c * y_c, result.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def gradient_terms(
-    x, grad, out, weight, means, squares, terms_p, terms_q, partial,
-    first_group, groups, per_group, height, width,
+    x,  # [N, C, H, W]
+    grad,  # as x
+    out,  # as x; written if DETACHED
+    weight,  # [C]
+    blocks,  # [plane, block of rows, 3, W, GROUPS]
+    terms,  # [plane, 2, H, col_count, GROUPS]: P and Q of each row of cells
+    edges,  # [plane, tile of rows, 3, 2, col_count, GROUPS]: their sums, see below
+    shifts,  # [plane, tile of rows, col_count, GROUPS]: which P is meant for
+    rstds,  # [plane, H, W, GROUPS]
+    partial,  # [N, C, tile of rows, tile of columns, 2]
+    first, groups, per_group, height, width,
     x_n, x_c, x_h, x_w, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
-    row_count, row_size, col_count, col_size, offset, eps,
-    DETACHED: tl.constexpr, BLOCK: tl.constexpr,
+    row_count, row_size, col_count, col_size, offset, eps: tl.constexpr,
+    DETACHED: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr,
+    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """P and Q (see :mod:`lcn.kernels.cpu_loops`) of the cells of one output row of a group, and the
-    row's part of the gradients of weight and bias: ``partial`` ``[groups * per_group, height, 2]``.
+    """What the gradient of the input is put together from, and parts of those of weight and bias.
 
-    If no gradient flows through the statistics, the input's gradient at once.
+    The gradient is ``g w rstd`` of a cell minus the sum of ``A + (x - mean) Q`` over the cells
+    whose windows hold it, with ``A = rstd sum(g w) / count`` and
+    ``Q = rstd^3 sum(g w (x - mean)) / count``.  Stored are ``P = A - (mean - shift) Q`` and ``Q``,
+    cells of a row that share a window added up.  ``edges`` has the sums over the tile's rows whose
+    window is the uppermost, the lowest, and any other.
+    If no gradient flows through the statistics, ``out`` is the gradient.
     """
-    local, i = tl.program_id(0), tl.program_id(1)
-    group = first_group + local
-    n, first_channel = (group // groups).to(tl.int64), (group % groups) * per_group
-    k = _window_row_of(i, row_count, row_size)
-    mean, rstd = _moments_of_row(
-        means, squares, (local.to(tl.int64) * row_count + k) * width, width, per_group, row_size,
-        col_count, col_size, offset, eps, BLOCK,
+    plane, tile, k = tl.program_id(0), tl.program_id(1), tl.program_id(2) * WINDOWS
+    i = tile * ROWS
+    n, group, exists = _position(first + plane, groups, GROUPS)
+    x += n * x_n
+    grad += n * g_n
+    begin, near, shift, mean, rstd = _tile_moments(
+        x, blocks, plane, i, k, group, exists, per_group, height, width, x_c, x_h, x_w,
+        row_count, row_size, col_count, col_size, offset, tl.full((), eps, ACC),
+        ROWS, LANES, GROUPS, CHANNELS, SEGMENT, BLOCK_ROWS, ACC,
     )  # fmt: skip
-    shift = _first_value(x, group, groups, per_group, x_n, x_c)
-    j = tl.arange(0, BLOCK)
-    inside = j < width
-    a = tl.zeros([BLOCK], tl.float64)
-    b = tl.zeros([BLOCK], tl.float64)
-    for c in range(per_group):
-        channel = first_channel + c
-        at = n * x_n + channel * x_c + i * x_h + j * x_w
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float64) - shift - mean
-        at = n * g_n + channel * g_c + i * g_h + j * g_w
-        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float64)
-        scale = tl.load(weight + channel).to(tl.float64)
-        product = tl.where(inside, g * value, 0.0)
-        at = ((group.to(tl.int64) * per_group + c) * height + i) * 2
-        tl.store(partial + at, tl.sum(product * rstd))
-        tl.store(partial + at + 1, tl.sum(g))
+    row, column, own = _cells_of_tile(
+        i, k, height, width, col_count, col_size, exists, ROWS, LANES, WINDOWS
+    )
+    first_channel = group[None, None, :] * per_group
+    x_at = (row * x_h + column * x_w + first_channel * x_c)[:, :, :, None]
+    g_at = (row * g_h + column * g_w + first_channel * g_c)[:, :, :, None]
+    y_at = (row * y_h + column * y_w + first_channel * y_c)[:, :, :, None]
+    shape: tl.constexpr = [ROWS, LANES, GROUPS, CHANNELS]
+    a = tl.zeros(shape, ACC)
+    b = tl.zeros(shape, ACC)
+    tiles = tl.num_programs(1) * tl.num_programs(2)
+    partial += ((n * groups * per_group) * tiles + tile * tl.num_programs(2) + tl.program_id(2)) * 2
+    for c0 in range(0, per_group, CHANNELS):
+        c = c0 + tl.arange(0, CHANNELS)[None, None, None, :]
+        mask = own[:, :, :, None] & (c < per_group)
+        value = tl.load(x + x_at + c * x_c, mask=mask, other=0.0).to(ACC)
+        g = tl.load(grad + g_at + c * g_c, mask=mask, other=0.0).to(ACC)
+        of_channel = (c < per_group) & exists[None, None, :, None]
+        at = first_channel[:, :, :, None] + c
+        scale = tl.load(weight + at, mask=of_channel, other=0.0).to(ACC)
+        product = g * ((value - shift[:, :, :, None]) - mean[:, :, :, None])
+        product = tl.where(mask, product, 0.0)
+        normalized = product * tl.where(own, rstd, 0.0)[:, :, :, None]
+        at = tl.reshape(partial + at * tiles * 2, [GROUPS, CHANNELS])
+        of_channel = tl.reshape(of_channel, [GROUPS, CHANNELS])
+        tl.store(at, tl.sum(tl.sum(normalized, 0), 0), mask=of_channel)
+        tl.store(at + 1, tl.sum(tl.sum(g, 0), 0), mask=of_channel)
         if DETACHED:
-            at = n * y_n + channel * y_c + i * y_h + j * y_w
-            result = (g * scale * rstd).to(tl.float32)
-            tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+            result = (g * scale * rstd[:, :, :, None]).to(out.dtype.element_ty)
+            tl.store(out + n * y_n + y_at + c * y_c, result, mask=mask)
         else:
             a += g * scale
             b += product * scale
     if not DETACHED:
-        count = per_group * row_size * col_size
-        q = rstd * rstd * rstd * b / count
-        p = rstd * a / count - mean * q
-        at = (local.to(tl.int64) * height + i) * width + j
-        tl.store(terms_p + at, p.to(tl.float32), mask=inside)
-        tl.store(terms_q + at, q.to(tl.float32), mask=inside)
+        count = (per_group * row_size).to(ACC) * col_size
+        lane = tl.arange(0, LANES)
+        of_window = tl.gather(near, tl.broadcast_to(begin[:, None], near.shape), 0)[None, :, :]
+        q = rstd * rstd * rstd * _over_channels(b) / count
+        p = rstd * _over_channels(a) / count - ((shift - of_window) + mean) * q
+        p = tl.where(own, p, 0.0)
+        q = tl.where(own, q, 0.0)
+        # Cells left and right of the middle of the outermost windows use these windows too.
+        window = k + begin
+        middle = k + lane - col_size // 2
+        if k == 0:
+            is_first = (window == 0)[None, :, None]
+            at_first = (middle == 0)[None, :, None]
+            p = tl.where(at_first, tl.sum(tl.where(is_first, p, 0.0), 1)[:, None, :], p)
+            q = tl.where(at_first, tl.sum(tl.where(is_first, q, 0.0), 1)[:, None, :], q)
+        if k + WINDOWS >= col_count:
+            is_last = (window == col_count - 1)[None, :, None] & (col_count > 1)
+            at_last = (middle == col_count - 1)[None, :, None] & (col_count > 1)
+            p = tl.where(at_last, tl.sum(tl.where(is_last, p, 0.0), 1)[:, None, :], p)
+            q = tl.where(at_last, tl.sum(tl.where(is_last, q, 0.0), 1)[:, None, :], q)
+        owned = (middle >= k) & (middle < tl.minimum(k + WINDOWS, col_count))
+        owned = owned[:, None] & exists[None, :]
+        g = tl.arange(0, GROUPS)[None, :]
+        size = col_count * GROUPS
+        at = middle[:, None] * GROUPS + g
+        tl.store(
+            shifts + (plane.to(tl.int64) * tl.num_programs(1) + tile) * size
+            + (k + lane)[:, None] * GROUPS + g,
+            near,
+            mask=(lane < tl.minimum(WINDOWS, col_count - k))[:, None] & exists[None, :],
+        )  # fmt: skip
+        here = (plane.to(tl.int64) * tl.num_programs(1) + tile) * (6 * size) + at
+        top = _window_start(row, row_count, row_size) == 0
+        bottom = _window_start(row, row_count, row_size) == row_count - 1
+        for part in tl.static_range(3):
+            if part == 0:
+                chosen = top
+            elif part == 1:
+                chosen = bottom & (row_count > 1)
+            else:
+                chosen = (top | bottom) == 0
+            if (tl.sum(chosen.to(tl.int32)) > 0) | (part == 2):
+                sums = edges + here + part * 2 * size
+                tl.store(sums, tl.sum(tl.where(chosen, p, 0.0), 0), mask=owned)
+                tl.store(sums + size, tl.sum(tl.where(chosen, q, 0.0), 0), mask=owned)
+        owned = owned[None, :, :] & (row < height)
+        here = plane.to(tl.int64) * (2 * height) * size + row * size + at[None, :, :]
+        tl.store(terms + here, p, mask=owned)
+        tl.store(terms + here + height * size, q, mask=owned)
+        here = (plane.to(tl.int64) * height + row) * (width * GROUPS) + column * GROUPS
+        tl.store(rstds + here + g[None, :, :], rstd, mask=own)
 
 
 @triton.jit
-def _first_row_held(u, length, count, size):
-    """First output row (or column) whose window holds ``u``."""
-    k = u - size + 1
-    return tl.where(k <= 0, 0, k + size // 2)
+def _add_terms(p, q, terms, distance, shifts, at, mask, shift):
+    """Adds P, meant for another shift, and Q (``distance`` behind P) to sums."""
+    more_p = tl.load(terms, mask=mask, other=0.0)
+    more_q = tl.load(terms + distance, mask=mask, other=0.0)
+    of = tl.load(shifts + at, mask=mask, other=0.0)
+    return p + tl.where(mask, more_p + (shift - of) * more_q, 0.0), q + more_q
 
 
 @triton.jit
-def _stop_row_held(u, length, count, size):
-    """One past the last output row (or column) whose window holds ``u``."""
-    return tl.where(u >= count - 1, length, u + size // 2 + 1)
-
-
-@triton.jit
-def sum_terms_down(
-    terms_p, terms_q, sums_p, sums_q, height, width, row_count, row_size, band,
-    BLOCK: tl.constexpr,
+def _terms_down(
+    terms, edges, shifts, lanes, inside, size, height, tiles, tile, row_count, row_size,
+    ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """P and Q summed, for each input row, over the output rows whose windows hold it."""
-    plane = tl.program_id(0).to(tl.int64) * height * width
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    u_begin = tl.program_id(2) * band
-    u_end = tl.minimum(u_begin + band, height)
-    first = _first_row_held(u_begin, height, row_count, row_size)
-    stop = first
-    total_p = tl.zeros([BLOCK], tl.float64)
-    total_q = tl.zeros([BLOCK], tl.float64)
-    for u in range(u_begin, u_end):
-        new_first = _first_row_held(u, height, row_count, row_size)
-        new_stop = _stop_row_held(u, height, row_count, row_size)
-        for i in range(stop, new_stop):
-            at = plane + i * width + column
-            total_p += tl.load(terms_p + at, mask=inside, other=0.0).to(tl.float64)
-            total_q += tl.load(terms_q + at, mask=inside, other=0.0).to(tl.float64)
-        for i in range(first, new_first):
-            at = plane + i * width + column
-            total_p -= tl.load(terms_p + at, mask=inside, other=0.0).to(tl.float64)
-            total_q -= tl.load(terms_q + at, mask=inside, other=0.0).to(tl.float64)
-        first, stop = new_first, new_stop
-        at = plane + u * width + column
-        tl.store(sums_p + at, total_p.to(tl.float32), mask=inside)
-        tl.store(sums_q + at, total_q.to(tl.float32), mask=inside)
+    """P and Q [ROWS, LANES, GROUPS] summed over the rows of cells whose windows hold the tile's.
 
-
-@triton.jit
-def _sum_terms_along(sums, base, width, col_count, col_size, BLOCK: tl.constexpr):
-    """For each column the sum over the output columns whose windows hold it."""
-    j = tl.arange(0, BLOCK)
-    half = col_size // 2
-    value = tl.load(sums + base + j, mask=j < width, other=0.0).to(tl.float64)
-    # The cells at the left border share window 0, those at the right border the last.
-    head = tl.sum(tl.where(j <= half, value, 0.0))
-    tail = tl.sum(tl.where(j >= col_count - 1 + half, value, 0.0))
-    enters = tl.load(sums + base + j + half, mask=(j >= 1) & (j < col_count - 1), other=0.0).to(
-        tl.float64
-    )
-    enters = tl.where((j == 0) & (col_count > 1), head, enters)
-    enters = tl.where((j == col_count - 1), tl.where(col_count > 1, tail, tl.sum(value)), enters)
-    leaves = tl.load(
-        sums + base + j - col_size + half, mask=(j > col_size) & (j < width), other=0.0
-    ).to(tl.float64)
-    leaves = tl.where(j == col_size, head, leaves)
-    return tl.cumsum(enters - leaves)
+    ``terms``, ``edges``, ``shifts`` point at the plane, ``lanes`` are offsets within a row of
+    ``size``.
+    """
+    r = tl.arange(0, ROWS)
+    u = tile * ROWS + r
+    half = row_size // 2
+    shift = tl.load(shifts + tile * size + lanes, mask=inside, other=0.0)
+    p = tl.zeros(lanes.shape, ACC)
+    q = tl.zeros(lanes.shape, ACC)
+    # Rows of cells whose window is neither the uppermost nor the lowest: [begin, end) for each u.
+    top = tl.maximum(row_count - 1, 1)
+    begin = tl.minimum(tl.maximum(u - row_size + 1, 1), top) + half
+    following = tl.minimum(tl.maximum(u - row_size + 2, 1), top) + half
+    end = tl.maximum(tl.minimum(u, row_count - 2), 0) + 1 + half
+    previous = tl.maximum(tl.minimum(u - 1, row_count - 2), 0) + 1 + half
+    first = tl.minimum(tl.maximum(tile * ROWS + ROWS - row_size, 1), top) + half
+    stop = tl.maximum(tl.minimum(tile * ROWS, row_count - 2), 0) + 1 + half
+    # Those that all rows of the tile have in common; whole tiles of them are summed already.
+    first_tile = (first + ROWS - 1) // ROWS
+    stop_tile = tl.maximum(stop // ROWS, first_tile)
+    until = tl.minimum(stop, first_tile * ROWS)
+    for i in range(first, until):
+        p, q = _add_terms(
+            p, q, terms + i * size + lanes, height * size, shifts, i // ROWS * size + lanes,
+            inside, shift,
+        )  # fmt: skip
+    for t in range(first_tile, stop_tile):
+        p, q = _add_terms(
+            p, q, edges + (t * 6 + 4) * size + lanes, size, shifts, t * size + lanes, inside, shift
+        )
+    for i in range(tl.maximum(stop_tile * ROWS, until), stop):
+        p, q = _add_terms(
+            p, q, terms + i * size + lanes, height * size, shifts, i // ROWS * size + lanes,
+            inside, shift,
+        )  # fmt: skip
+    zero = tl.zeros([ROWS, lanes.shape[0], lanes.shape[1]], ACC)
+    if ROWS == 1:
+        p, q = p[None, :, :], q[None, :, :]
+    else:
+        lanes3, inside3, shift3 = lanes[None, :, :], inside[None, :, :], shift[None, :, :]
+        leaves = ((begin < following) & (r < ROWS - 1))[:, None, None] & inside3
+        i = begin[:, None, None]
+        leaves_p, leaves_q = _add_terms(
+            zero, zero, terms + i * size + lanes3, height * size, shifts, i // ROWS * size + lanes3,
+            leaves, shift3,
+        )  # fmt: skip
+        enters = ((previous < end) & (r > 0))[:, None, None] & inside3
+        i = previous[:, None, None]
+        enters_p, enters_q = _add_terms(
+            zero, zero, terms + i * size + lanes3, height * size, shifts, i // ROWS * size + lanes3,
+            enters, shift3,
+        )  # fmt: skip
+        p, q = _down_and_up(p, leaves_p, enters_p), _down_and_up(q, leaves_q, enters_q)
+    edge_p = tl.zeros(lanes.shape, ACC)
+    edge_q = tl.zeros(lanes.shape, ACC)
+    if tile * ROWS < row_size:
+        last = tl.where(row_count > 1, half, height - 1)
+        for t in range(0, last // ROWS + 1):
+            edge_p, edge_q = _add_terms(
+                edge_p, edge_q, edges + t * 6 * size + lanes, size, shifts, t * size + lanes,
+                inside, shift,
+            )  # fmt: skip
+        holds = (u < row_size)[:, None, None]
+        p += tl.where(holds, edge_p[None, :, :], zero)
+        q += tl.where(holds, edge_q[None, :, :], zero)
+    if (tile * ROWS + ROWS >= row_count) & (row_count > 1):
+        edge_p = tl.zeros(lanes.shape, ACC)
+        edge_q = tl.zeros(lanes.shape, ACC)
+        for t in range((row_count - 1 + half) // ROWS, tiles):
+            edge_p, edge_q = _add_terms(
+                edge_p, edge_q, edges + (t * 6 + 2) * size + lanes, size, shifts, t * size + lanes,
+                inside, shift,
+            )  # fmt: skip
+        holds = (u >= row_count - 1)[:, None, None]
+        p += tl.where(holds, edge_p[None, :, :], zero)
+        q += tl.where(holds, edge_q[None, :, :], zero)
+    return shift, p, q
 
 
 @triton.jit
 def input_gradient(
-    x, grad, out, weight, means, squares, sums_p, sums_q,
-    first_group, groups, per_group, height, width,
+    x,  # [N, C, H, W]
+    grad,  # as x
+    out,  # as x
+    weight,  # [C]
+    terms,  # [plane, 2, H, col_count, GROUPS]
+    edges,  # [plane, tile of rows, 3, 2, col_count, GROUPS]
+    shifts,  # [plane, tile of rows, col_count, GROUPS]
+    rstds,  # [plane, H, W, GROUPS]
+    first, groups, per_group, height, width,
     x_n, x_c, x_h, x_w, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
-    row_count, row_size, col_count, col_size, eps,
-    BLOCK: tl.constexpr,
+    row_count, row_size, col_count, col_size,
+    ROWS: tl.constexpr, LANES: tl.constexpr, HALO: tl.constexpr, GROUPS: tl.constexpr,
+    CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one input row of a group."""
-    local, u = tl.program_id(0), tl.program_id(1)
-    group = first_group + local
-    n, first_channel = (group // groups).to(tl.int64), (group % groups) * per_group
-    k = _window_row_of(u, row_count, row_size)
-    _, rstd = _moments_of_row(
-        means, squares, (local.to(tl.int64) * row_count + k) * width, width, per_group, row_size,
-        col_count, col_size, 0, eps, BLOCK,
+    """The gradient of the input; a tile's first ``HALO`` lanes are those of its left neighbour."""
+    plane, tile = tl.program_id(0), tl.program_id(1)
+    k = tl.program_id(2) * (LANES - HALO) - HALO
+    n, group, exists = _position(first + plane, groups, GROUPS)
+    lane = tl.arange(0, LANES)
+    window = k + lane
+    inside = ((window >= 0) & (window < col_count))[:, None] & exists[None, :]
+    g = tl.arange(0, GROUPS)[None, :]
+    lanes = window[:, None] * GROUPS + g
+    size = col_count * GROUPS
+    tiles = tl.num_programs(1)
+    terms += plane.to(tl.int64) * (2 * height) * size
+    edges += plane.to(tl.int64) * tiles * (6 * size)
+    shifts += plane.to(tl.int64) * tiles * size
+    shift, p, q = _terms_down(
+        terms, edges, shifts, lanes, inside, size, height, tiles, tile, row_count, row_size,
+        ROWS, ACC,
     )  # fmt: skip
-    row = (local.to(tl.int64) * height + u) * width
-    p = _sum_terms_along(sums_p, row, width, col_count, col_size, BLOCK)
-    q = _sum_terms_along(sums_q, row, width, col_count, col_size, BLOCK)
-    shift = _first_value(x, group, groups, per_group, x_n, x_c)
-    j = tl.arange(0, BLOCK)
-    inside = j < width
-    for c in range(per_group):
-        channel = first_channel + c
-        at = n * x_n + channel * x_c + u * x_h + j * x_w
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float64) - shift
-        at = n * g_n + channel * g_c + u * g_h + j * g_w
-        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float64)
-        result = g * tl.load(weight + channel).to(tl.float64) * rstd - p - value * q
-        at = n * y_n + channel * y_c + u * y_h + j * y_w
-        tl.store(out + at, result.to(tl.float32).to(out.dtype.element_ty), mask=inside)
+
+    shifts += tile * size
+    head = lane // SEGMENT * SEGMENT
+    shift = _shift_at(shifts, k + lane, col_count, g, exists, GROUPS)
+    d = _shift_at(shifts, k + head + SEGMENT - 1, col_count, g, exists, GROUPS) - shift
+    suffix_p = p + d[None, :, :] * q
+    d = _shift_at(shifts, k + head, col_count, g, exists, GROUPS) - shift
+    suffix_p, p = _suffix_and_prefix(suffix_p, p + d[None, :, :] * q, SEGMENT)
+    suffix_q, q = _suffix_and_prefix(q, q, SEGMENT)
+    begin = tl.maximum(lane - col_size + 1, 0)
+    second = (begin // SEGMENT + 1) * SEGMENT
+    end = tl.minimum(second + SEGMENT - 1, LANES - 1)
+    shift = _shift_at(shifts, k + head, col_count, g, exists, GROUPS)
+    d = shift - _shift_at(shifts, k + second - 1, col_count, g, exists, GROUPS)
+    part_p, part_q = _take(suffix_p, begin), _take(suffix_q, begin)
+    has = (second <= head)[None, :, None]
+    total_p = p + tl.where(has, part_p + d[None, :, :] * part_q, 0.0)
+    total_q = q + tl.where(has, part_q, 0.0)
+    d = shift - _shift_at(shifts, k + second, col_count, g, exists, GROUPS)
+    part_p, part_q = _take(p, end), _take(q, end)
+    has = (second < head)[None, :, None]
+    total_p += tl.where(has, part_p + d[None, :, :] * part_q, 0.0)
+    total_q += tl.where(has, part_q, 0.0)
+
+    row = (tile * ROWS + tl.arange(0, ROWS))[:, None, None]
+    column = window[None, :, None]
+    own = (row < height) & (lane >= HALO)[None, :, None] & (column < width) & exists[None, None, :]
+    here = (plane.to(tl.int64) * height + row) * (width * GROUPS) + column * GROUPS
+    rstd = tl.load(rstds + here + g[None, :, :], mask=own, other=0.0)[:, :, :, None]
+    first_channel = group[None, None, :] * per_group
+    x_at = n * x_n + (row * x_h + column * x_w + first_channel * x_c)[:, :, :, None]
+    g_at = n * g_n + (row * g_h + column * g_w + first_channel * g_c)[:, :, :, None]
+    y_at = n * y_n + (row * y_h + column * y_w + first_channel * y_c)[:, :, :, None]
+    total_p, total_q = total_p[:, :, :, None], total_q[:, :, :, None]
+    for c0 in range(0, per_group, CHANNELS):
+        c = c0 + tl.arange(0, CHANNELS)[None, None, None, :]
+        mask = own[:, :, :, None] & (c < per_group)
+        value = tl.load(x + x_at + c * x_c, mask=mask, other=0.0).to(ACC)
+        of_cell = tl.load(grad + g_at + c * g_c, mask=mask, other=0.0).to(ACC)
+        of_channel = (c < per_group) & exists[None, None, :, None]
+        scale = tl.load(weight + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
+        flows = total_p + (value - shift[None, :, :, None]) * total_q
+        result = of_cell * scale.to(ACC) * rstd - flows
+        tl.store(out + y_at + c * y_c, result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _shift_at(shifts, window, col_count, g, exists, GROUPS: tl.constexpr):
+    """Of windows [LANES]; of the nearest where there is none."""
+    window = tl.minimum(tl.maximum(window, 0), col_count - 1)
+    return tl.load(shifts + window[:, None] * GROUPS + g, mask=exists[None, :], other=0.0)
