@@ -76,7 +76,7 @@ class _Plan:
             lanes *= 2
         self.has_tile = best < float("inf")
         if self.has_tile:
-            self.windows = self._windows(self.lanes)
+            self.windows = self._windows(self.lanes)  # a multiple of 16, or more than there are
             self.halo = 0 if self.windows >= self.col_count else self.lanes - self.windows
             self.tiles = -(-self.height // self.rows)
             self.warps = min(max(self.lanes * self.side_by_side * self.rows // 512, 1), 16)
@@ -84,7 +84,7 @@ class _Plan:
     def _windows(self, lanes: int) -> int:
         """How many windows begin in a tile of ``lanes``."""
         if lanes >= self.width:
-            return self.col_count
+            return lanes
         return (lanes - self.col_size + 1 - self.offset) // 16 * 16  # aligned
 
     def constants(self) -> dict[str, Any]:

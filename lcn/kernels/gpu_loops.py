@@ -39,9 +39,18 @@ def _rsqrt(v):
 
 @triton.jit
 def _take(values, lanes):
-    """``values`` [ROWS, LANES, GROUPS] at other lanes [LANES]."""
-    index = tl.broadcast_to(lanes[None, :, None], values.shape)
-    return tl.gather(values, index, 1)
+    """``values`` [ROWS, LANES, GROUPS] at other lanes [LANES].
+
+    As one long axis: along an axis that fits a warp Triton gathers by shuffles, dozens a value.
+    """
+    ROWS: tl.constexpr = values.shape[0]
+    LANES: tl.constexpr = values.shape[1]
+    GROUPS: tl.constexpr = values.shape[2]
+    r = tl.arange(0, ROWS)[:, None, None]
+    index = (r * LANES + lanes[None, :, None]) * GROUPS + tl.arange(0, GROUPS)[None, None, :]
+    size: tl.constexpr = ROWS * LANES * GROUPS
+    taken = tl.gather(tl.reshape(values, [size]), tl.reshape(index, [size]), 0)
+    return tl.reshape(taken, values.shape)
 
 
 @triton.jit
@@ -450,7 +459,7 @@ def gradient_terms(
     if not DETACHED:
         count = (per_group * row_size).to(ACC) * col_size
         lane = tl.arange(0, LANES)
-        of_window = tl.gather(near, tl.broadcast_to(begin[:, None], near.shape), 0)[None, :, :]
+        of_window = _take(near[None, :, :], begin)
         q = rstd * rstd * rstd * _over_channels(b) / count
         p = rstd * _over_channels(a) / count - ((shift - of_window) + mean) * q
         p = tl.where(own, p, 0.0)
