@@ -79,7 +79,10 @@ class _Plan:
             self.windows = self._windows(self.lanes)  # a multiple of 16, or more than there are
             self.halo = 0 if self.windows >= self.col_count else self.lanes - self.windows
             self.tiles = -(-self.height // self.rows)
-            self.warps = min(max(self.lanes * self.side_by_side * self.rows // 512, 1), 16)
+            cells = self.lanes * self.side_by_side * self.rows
+            self.warps = min(max(cells // 512, 2), 16)
+            # Neighbouring lanes that one thread has, of each row.
+            self.sub = max(1, self.lanes * self.side_by_side // (32 * self.warps))
 
     def _windows(self, lanes: int) -> int:
         """How many windows begin in a tile of ``lanes``."""
@@ -99,7 +102,7 @@ class _Plan:
 
     def segments(self) -> dict[str, Any]:
         segment = min(1 << (self.col_size.bit_length() - 1), self.lanes)
-        return {"ROWS": self.rows, "SEGMENT": segment}
+        return {"ROWS": self.rows, "SEGMENT": segment, "SUB": self.sub}
 
     def chunks(self, x: Tensor, tensors: int) -> list[tuple[int, int]]:
         """``(first plane, number of planes)`` of each part of the work: as many as leave what a

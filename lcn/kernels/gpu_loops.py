@@ -38,8 +38,31 @@ def _rsqrt(v):
 
 
 @triton.jit
-def _take(values, lanes):
-    """``values`` [ROWS, LANES, GROUPS] at other lanes [LANES].
+def _split(values, SUB: tl.constexpr):
+    """[..., LANES, GROUPS] with lane ``SUB b + s`` at ``s LANES / SUB + b``, which Triton's layouts
+    give to one thread for all s: sums along the lanes then need few exchanges between threads."""
+    if len(values.shape) == 2:
+        LANES: tl.constexpr = values.shape[0]
+        parts = tl.reshape(values, [LANES // SUB, SUB, values.shape[1]])
+        parts = tl.permute(parts, (1, 0, 2))
+    else:
+        ROWS: tl.constexpr = values.shape[0]
+        THREADS: tl.constexpr = values.shape[1] // SUB
+        parts = tl.reshape(values, [ROWS, THREADS, SUB, values.shape[2]])
+        parts = tl.permute(parts, (0, 2, 1, 3))
+    return tl.reshape(parts, values.shape)
+
+
+@triton.jit
+def _lanes_split(LANES: tl.constexpr, SUB: tl.constexpr):
+    """The lane at each place."""
+    place = tl.arange(0, LANES)
+    return place % (LANES // SUB) * SUB + place // (LANES // SUB)
+
+
+@triton.jit
+def _take(values, lanes, SUB: tl.constexpr):
+    """Split ``values`` [ROWS, LANES, GROUPS] at ``lanes`` [LANES].
 
     As one long axis: along an axis that fits a warp Triton gathers by shuffles, dozens a value.
     """
@@ -47,36 +70,69 @@ def _take(values, lanes):
     LANES: tl.constexpr = values.shape[1]
     GROUPS: tl.constexpr = values.shape[2]
     r = tl.arange(0, ROWS)[:, None, None]
-    index = (r * LANES + lanes[None, :, None]) * GROUPS + tl.arange(0, GROUPS)[None, None, :]
+    place = lanes % SUB * (LANES // SUB) + lanes // SUB
+    index = (r * LANES + place[None, :, None]) * GROUPS + tl.arange(0, GROUPS)[None, None, :]
     size: tl.constexpr = ROWS * LANES * GROUPS
     taken = tl.gather(tl.reshape(values, [size]), tl.reshape(index, [size]), 0)
     return tl.reshape(taken, values.shape)
 
 
 @triton.jit
-def _suffix_and_prefix(of_suffix, of_prefix, SEGMENT: tl.constexpr):
-    """Sums within segments of lanes: from each lane to the end, and from the beginning to it."""
-    ROWS: tl.constexpr = of_suffix.shape[0]
-    LANES: tl.constexpr = of_suffix.shape[1]
-    GROUPS: tl.constexpr = of_suffix.shape[2]
+def _sums_to_the_last(values):
+    """[A, N, ...] -> for each of N the sum of it and those after it.
+
+    ``cumsum(reverse=True)`` would turn the whole tile around by shuffles.  Where one thread has all
+    N the conditions are known when this is compiled, and adding -0 is no instruction.
+    """
+    N: tl.constexpr = values.shape[1]
+    n = tl.arange(0, N)
+    after = n[:, None] <= n[None, :]
+    return tl.sum(tl.where(after[None, :, :, None, None], values[:, None, :, :, :], -0.0), 2)
+
+
+@triton.jit
+def _running_sums(values, reverse: tl.constexpr, SEGMENT: tl.constexpr, SUB: tl.constexpr):
+    """Of split ``values`` within segments of lanes: from the first, or from the last if reverse."""
+    ROWS: tl.constexpr = values.shape[0]
+    THREADS: tl.constexpr = values.shape[1] // SUB
+    GROUPS: tl.constexpr = values.shape[2]
     if SEGMENT == 1:
-        return of_suffix, of_prefix
-    shape: tl.constexpr = [ROWS, LANES // SEGMENT, SEGMENT, GROUPS]
-    suffix = tl.cumsum(tl.reshape(of_suffix, shape), 2, reverse=True)
-    prefix = tl.cumsum(tl.reshape(of_prefix, shape), 2)
-    return tl.reshape(suffix, of_suffix.shape), tl.reshape(prefix, of_prefix.shape)
+        sums = values
+    elif SEGMENT <= SUB:
+        sums = tl.reshape(values, [ROWS * (SUB // SEGMENT), SEGMENT, THREADS, GROUPS])
+        if reverse:
+            sums = _sums_to_the_last(sums)
+        else:
+            sums = tl.cumsum(sums, 1)
+    else:
+        ACROSS: tl.constexpr = SEGMENT // SUB
+        sums = tl.reshape(values, [ROWS, SUB, THREADS, GROUPS])
+        whole = tl.sum(sums, 1)
+        thread = tl.arange(0, THREADS)
+        if reverse:
+            whole = _take(whole, THREADS - 1 - thread, 1)
+            sums = _sums_to_the_last(sums)
+            previous = tl.maximum(THREADS - 2 - thread, 0)
+            has = thread % ACROSS < ACROSS - 1
+        else:
+            sums = tl.cumsum(sums, 1)
+            previous = tl.maximum(thread - 1, 0)
+            has = thread % ACROSS > 0
+        before = tl.cumsum(tl.reshape(whole, [ROWS, THREADS // ACROSS, ACROSS, GROUPS]), 2)
+        before = _take(tl.reshape(before, whole.shape), previous, 1)
+        sums += tl.where(has[None, :, None], before, 0.0)[:, None, :, :]
+    return tl.reshape(sums, values.shape)
 
 
 @triton.jit
 def _down_and_up(fixed, leaving, entering):
     """Sums over the rows of each window of a tile from those of its rows.
 
-    ``fixed`` [LANES, GROUPS] is of the rows that all windows hold; row r of ``leaving`` is held by
-    windows 0 to r, row r of ``entering`` by window r and those below.
+    ``fixed`` [1, LANES, GROUPS] is of the rows that all windows hold; row r of ``leaving`` is held
+    by windows 0 to r, row r of ``entering`` by window r and those below.
     """
-    if leaving.shape[0] == 1:
-        return fixed[None, :, :] + leaving + entering
-    return fixed[None, :, :] + (tl.cumsum(leaving, 0, reverse=True) + tl.cumsum(entering, 0))
+    leaving = tl.reshape(_sums_to_the_last(leaving[None, :, :, :]), leaving.shape)
+    return fixed + (leaving + tl.cumsum(entering, 0))
 
 
 @triton.jit
@@ -91,8 +147,6 @@ def _deviations(x, at, inside, near, CHANNELS: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def _over_channels(values):
     """Sum over the last axis."""
-    if values.shape[-1] == 1:
-        return tl.reshape(values, values.shape[:-1])
     return tl.sum(values, len(values.shape) - 1)
 
 
@@ -146,11 +200,13 @@ def _sums_of_columns(
 def _moments_down(
     x, blocks, lanes, block_lanes, inside, x_c, x_h, block_size, per_group,
     i, row_count, row_size, offset,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, SUB: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Sums over the window's rows of each column, for the windows of output rows ``i ...``.
 
-    Returns the shift [LANES, GROUPS], the sums of ``x - shift`` and of squares [ROWS, ...].
+    Returns the shift [LANES, GROUPS] and, split, the sums of ``x - shift`` and of squares
+    [ROWS, LANES, GROUPS].
     """
     r = tl.arange(0, ROWS)
     start = _window_start(i + r, row_count, row_size) + offset
@@ -184,19 +240,19 @@ def _moments_down(
             x, lanes, inside, near, tl.maximum(stop_block * BLOCK_ROWS, until), stop, x_c, x_h,
             per_group, total, square, CHANNELS, ACC,
         )  # fmt: skip
-    if ROWS == 1:
-        return near, total[None, :, :], square[None, :, :]
-    leaves, leaves_square = _sums_of_rows(
-        x, lanes, inside, near, start, (start < following) & (r < ROWS - 1), x_c, x_h, per_group,
-        CHANNELS, ACC,
-    )  # fmt: skip
-    enters, enters_square = _sums_of_rows(
-        x, lanes, inside, near, previous + row_size, (previous < start) & (r > 0), x_c, x_h,
-        per_group, CHANNELS, ACC,
-    )  # fmt: skip
-    return near, _down_and_up(total, leaves, enters), _down_and_up(
-        square, leaves_square, enters_square
-    )
+    total, square = _split(total, SUB)[None, :, :], _split(square, SUB)[None, :, :]
+    if ROWS > 1:
+        leaves, leaves_square = _sums_of_rows(
+            x, lanes, inside, near, start, (start < following) & (r < ROWS - 1), x_c, x_h,
+            per_group, CHANNELS, ACC,
+        )  # fmt: skip
+        enters, enters_square = _sums_of_rows(
+            x, lanes, inside, near, previous + row_size, (previous < start) & (r > 0), x_c, x_h,
+            per_group, CHANNELS, ACC,
+        )  # fmt: skip
+        total = _down_and_up(total, _split(leaves, SUB), _split(enters, SUB))
+        square = _down_and_up(square, _split(leaves_square, SUB), _split(enters_square, SUB))
+    return near, total, square
 
 
 @triton.jit
@@ -215,45 +271,45 @@ def _merge(n, shift, mean, m2, part_n, part_total, part_square, part_shift):
 @triton.jit
 def _moments_along(
     near, total, square, begin, n_column, col_size, eps,
-    SEGMENT: tl.constexpr,
+    SEGMENT: tl.constexpr, SUB: tl.constexpr,
 ):  # fmt: skip
     """Shift, mean minus shift, and rstd of windows that begin at lanes ``begin`` [LANES].
 
-    A window is the end of one segment of lanes, perhaps a second segment, and the beginning of one.
+    ``near``, ``total``, ``square`` are split.  A window is the end of one segment of lanes, perhaps
+    a second segment, and the beginning of one.
     """
     LANES: tl.constexpr = near.shape[0]
-    lane = tl.arange(0, LANES)
-    mean = near[None, :, :] + total / n_column
+    lane = _lanes_split(LANES, SUB)
+    near = near[None, :, :]
+    mean = near + total / n_column
     head = lane // SEGMENT * SEGMENT
     # As the end of a segment a lane's shift is the mean of the last column, else of the first.
-    d = near[None, :, :] - _take(mean, head + SEGMENT - 1)
-    suffix = total + n_column * d
-    suffix_square = square + d * (2 * total + n_column * d)
-    d = near[None, :, :] - _take(mean, head)
-    prefix = total + n_column * d
-    prefix_square = square + d * (2 * total + n_column * d)
-    suffix, prefix = _suffix_and_prefix(suffix, prefix, SEGMENT)
-    suffix_square, prefix_square = _suffix_and_prefix(suffix_square, prefix_square, SEGMENT)
+    d = near - _take(mean, head + SEGMENT - 1, SUB)
+    suffix = _running_sums(total + n_column * d, True, SEGMENT, SUB)
+    suffix_square = _running_sums(square + d * (2 * total + n_column * d), True, SEGMENT, SUB)
+    d = near - _take(mean, head, SUB)
+    prefix = _running_sums(total + n_column * d, False, SEGMENT, SUB)
+    prefix_square = _running_sums(square + d * (2 * total + n_column * d), False, SEGMENT, SUB)
 
     last = tl.minimum(begin + col_size - 1, LANES - 1)
     head = last // SEGMENT * SEGMENT
     second = (begin // SEGMENT + 1) * SEGMENT
     n = ((last - head + 1) * n_column)[None, :, None]
-    shift = _take(mean, head)
-    part = _take(prefix, last)
+    shift = _take(mean, head, SUB)
+    part = _take(prefix, last, SUB)
     window_mean = part / n
-    m2 = _larger_or_nan(_take(prefix_square, last) - part * window_mean, 0.0)
+    m2 = _larger_or_nan(_take(prefix_square, last, SUB) - part * window_mean, 0.0)
     part_n = (tl.where(second <= head, second - begin, 0) * n_column)[None, :, None]
     window_mean, m2 = _merge(
-        n, shift, window_mean, m2, part_n, _take(suffix, begin), _take(suffix_square, begin),
-        _take(mean, tl.minimum(second - 1, LANES - 1)),
+        n, shift, window_mean, m2, part_n, _take(suffix, begin, SUB),
+        _take(suffix_square, begin, SUB), _take(mean, tl.minimum(second - 1, LANES - 1), SUB),
     )  # fmt: skip
     n += part_n
     part_n = (tl.where(second < head, SEGMENT, 0) * n_column)[None, :, None]
     end = tl.minimum(second + SEGMENT - 1, LANES - 1)
     window_mean, m2 = _merge(
-        n, shift, window_mean, m2, part_n, _take(prefix, end), _take(prefix_square, end),
-        _take(mean, tl.minimum(second, LANES - 1)),
+        n, shift, window_mean, m2, part_n, _take(prefix, end, SUB), _take(prefix_square, end, SUB),
+        _take(mean, tl.minimum(second, LANES - 1), SUB),
     )  # fmt: skip
     return shift, window_mean, _rsqrt(m2 / (n + part_n) + eps)
 
@@ -304,7 +360,7 @@ def _tile_moments(
     x, blocks, plane, i, k, group, exists, per_group, height, width, x_c, x_h, x_w,
     row_count, row_size, col_count, col_size, offset, eps,
     ROWS: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
-    SEGMENT: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
+    SEGMENT: tl.constexpr, SUB: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Of the cells at rows ``i ...`` and columns ``k ...``: the lane where the window begins,
     the value there that the tile's windows have in common, and the window's shift, mean minus
@@ -319,13 +375,13 @@ def _tile_moments(
         blocks += plane.to(tl.int64) * (height // BLOCK_ROWS) * (3 * size)
     near, total, square = _moments_down(
         x, blocks, lanes, block_lanes, inside, x_c, x_h, size, per_group,
-        i, row_count, row_size, offset, ROWS, CHANNELS, BLOCK_ROWS, ACC,
+        i, row_count, row_size, offset, ROWS, CHANNELS, SUB, BLOCK_ROWS, ACC,
     )  # fmt: skip
     begin = _window_start(k + lane, col_count, col_size) - k
     begin = tl.minimum(tl.maximum(begin, 0), LANES - 1)
     n_column = (per_group * row_size).to(ACC)
     shift, mean, rstd = _moments_along(
-        near, total, square, begin, n_column, col_size, eps, SEGMENT
+        _split(near, SUB), total, square, begin, n_column, col_size, eps, SEGMENT, SUB
     )
     return begin, near, shift, mean, rstd
 
@@ -354,7 +410,7 @@ def normalize(
     first, groups, per_group, height, width, x_n, x_c, x_h, x_w, y_n, y_c, y_h, y_w,
     row_count, row_size, col_count, col_size, offset, eps: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr, GROUPS: tl.constexpr,
-    CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
+    CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, SUB: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The layer."""
     plane, i, k = tl.program_id(0), tl.program_id(1) * ROWS, tl.program_id(2) * WINDOWS
@@ -364,7 +420,7 @@ def normalize(
     _, _, shift, mean, rstd = _tile_moments(
         x, blocks, plane, i, k, group, exists, per_group, height, width, x_c, x_h, x_w,
         row_count, row_size, col_count, col_size, offset, tl.full((), eps, ACC),
-        ROWS, LANES, GROUPS, CHANNELS, SEGMENT, BLOCK_ROWS, ACC,
+        ROWS, LANES, GROUPS, CHANNELS, SEGMENT, SUB, BLOCK_ROWS, ACC,
     )  # fmt: skip
     row, column, own = _cells_of_tile(
         i, k, height, width, col_count, col_size, exists, ROWS, LANES, WINDOWS
@@ -401,8 +457,8 @@ def gradient_terms(
     x_n, x_c, x_h, x_w, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
     row_count, row_size, col_count, col_size, offset, eps: tl.constexpr,
     DETACHED: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr,
-    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    ACC: tl.constexpr,
+    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, SUB: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """What the gradient of the input is put together from, and parts of those of weight and bias.
 
@@ -421,7 +477,7 @@ def gradient_terms(
     begin, near, shift, mean, rstd = _tile_moments(
         x, blocks, plane, i, k, group, exists, per_group, height, width, x_c, x_h, x_w,
         row_count, row_size, col_count, col_size, offset, tl.full((), eps, ACC),
-        ROWS, LANES, GROUPS, CHANNELS, SEGMENT, BLOCK_ROWS, ACC,
+        ROWS, LANES, GROUPS, CHANNELS, SEGMENT, SUB, BLOCK_ROWS, ACC,
     )  # fmt: skip
     row, column, own = _cells_of_tile(
         i, k, height, width, col_count, col_size, exists, ROWS, LANES, WINDOWS
@@ -459,7 +515,7 @@ def gradient_terms(
     if not DETACHED:
         count = (per_group * row_size).to(ACC) * col_size
         lane = tl.arange(0, LANES)
-        of_window = _take(near[None, :, :], begin)
+        of_window = _take(near[None, :, :], begin, 1)
         q = rstd * rstd * rstd * _over_channels(b) / count
         p = rstd * _over_channels(a) / count - ((shift - of_window) + mean) * q
         p = tl.where(own, p, 0.0)
@@ -522,7 +578,7 @@ def _add_terms(p, q, terms, distance, shifts, at, mask, shift):
 @triton.jit
 def _terms_down(
     terms, edges, shifts, lanes, inside, size, height, tiles, tile, row_count, row_size,
-    ROWS: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, SUB: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """P and Q [ROWS, LANES, GROUPS] summed over the rows of cells whose windows hold the tile's.
 
@@ -561,10 +617,9 @@ def _terms_down(
             p, q, terms + i * size + lanes, height * size, shifts, i // ROWS * size + lanes,
             inside, shift,
         )  # fmt: skip
+    p, q = _split(p, SUB)[None, :, :], _split(q, SUB)[None, :, :]
     zero = tl.zeros([ROWS, lanes.shape[0], lanes.shape[1]], ACC)
-    if ROWS == 1:
-        p, q = p[None, :, :], q[None, :, :]
-    else:
+    if ROWS > 1:
         lanes3, inside3, shift3 = lanes[None, :, :], inside[None, :, :], shift[None, :, :]
         leaves = ((begin < following) & (r < ROWS - 1))[:, None, None] & inside3
         i = begin[:, None, None]
@@ -578,7 +633,8 @@ def _terms_down(
             zero, zero, terms + i * size + lanes3, height * size, shifts, i // ROWS * size + lanes3,
             enters, shift3,
         )  # fmt: skip
-        p, q = _down_and_up(p, leaves_p, enters_p), _down_and_up(q, leaves_q, enters_q)
+        p = _down_and_up(p, _split(leaves_p, SUB), _split(enters_p, SUB))
+        q = _down_and_up(q, _split(leaves_q, SUB), _split(enters_q, SUB))
     edge_p = tl.zeros(lanes.shape, ACC)
     edge_q = tl.zeros(lanes.shape, ACC)
     if tile * ROWS < row_size:
@@ -589,8 +645,8 @@ def _terms_down(
                 inside, shift,
             )  # fmt: skip
         holds = (u < row_size)[:, None, None]
-        p += tl.where(holds, edge_p[None, :, :], zero)
-        q += tl.where(holds, edge_q[None, :, :], zero)
+        p += tl.where(holds, _split(edge_p, SUB)[None, :, :], zero)
+        q += tl.where(holds, _split(edge_q, SUB)[None, :, :], zero)
     if (tile * ROWS + ROWS >= row_count) & (row_count > 1):
         edge_p = tl.zeros(lanes.shape, ACC)
         edge_q = tl.zeros(lanes.shape, ACC)
@@ -600,8 +656,8 @@ def _terms_down(
                 inside, shift,
             )  # fmt: skip
         holds = (u >= row_count - 1)[:, None, None]
-        p += tl.where(holds, edge_p[None, :, :], zero)
-        q += tl.where(holds, edge_q[None, :, :], zero)
+        p += tl.where(holds, _split(edge_p, SUB)[None, :, :], zero)
+        q += tl.where(holds, _split(edge_q, SUB)[None, :, :], zero)
     return shift, p, q
 
 
@@ -619,7 +675,7 @@ def input_gradient(
     x_n, x_c, x_h, x_w, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
     row_count, row_size, col_count, col_size,
     ROWS: tl.constexpr, LANES: tl.constexpr, HALO: tl.constexpr, GROUPS: tl.constexpr,
-    CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, ACC: tl.constexpr,
+    CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, SUB: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the input; a tile's first ``HALO`` lanes are those of its left neighbour."""
     plane, tile = tl.program_id(0), tl.program_id(1)
@@ -637,28 +693,29 @@ def input_gradient(
     shifts += plane.to(tl.int64) * tiles * size
     shift, p, q = _terms_down(
         terms, edges, shifts, lanes, inside, size, height, tiles, tile, row_count, row_size,
-        ROWS, ACC,
+        ROWS, SUB, ACC,
     )  # fmt: skip
 
     shifts += tile * size
     head = lane // SEGMENT * SEGMENT
     shift = _shift_at(shifts, k + lane, col_count, g, exists, GROUPS)
     d = _shift_at(shifts, k + head + SEGMENT - 1, col_count, g, exists, GROUPS) - shift
-    suffix_p = p + d[None, :, :] * q
+    suffix_p = _running_sums(p + _split(d, SUB)[None, :, :] * q, True, SEGMENT, SUB)
+    suffix_q = _running_sums(q, True, SEGMENT, SUB)
     d = _shift_at(shifts, k + head, col_count, g, exists, GROUPS) - shift
-    suffix_p, p = _suffix_and_prefix(suffix_p, p + d[None, :, :] * q, SEGMENT)
-    suffix_q, q = _suffix_and_prefix(q, q, SEGMENT)
+    p = _running_sums(p + _split(d, SUB)[None, :, :] * q, False, SEGMENT, SUB)
+    q = _running_sums(q, False, SEGMENT, SUB)
     begin = tl.maximum(lane - col_size + 1, 0)
     second = (begin // SEGMENT + 1) * SEGMENT
     end = tl.minimum(second + SEGMENT - 1, LANES - 1)
     shift = _shift_at(shifts, k + head, col_count, g, exists, GROUPS)
     d = shift - _shift_at(shifts, k + second - 1, col_count, g, exists, GROUPS)
-    part_p, part_q = _take(suffix_p, begin), _take(suffix_q, begin)
+    part_p, part_q = _take(suffix_p, begin, SUB), _take(suffix_q, begin, SUB)
     has = (second <= head)[None, :, None]
-    total_p = p + tl.where(has, part_p + d[None, :, :] * part_q, 0.0)
-    total_q = q + tl.where(has, part_q, 0.0)
+    total_p = _take(p, lane, SUB) + tl.where(has, part_p + d[None, :, :] * part_q, 0.0)
+    total_q = _take(q, lane, SUB) + tl.where(has, part_q, 0.0)
     d = shift - _shift_at(shifts, k + second, col_count, g, exists, GROUPS)
-    part_p, part_q = _take(p, end), _take(q, end)
+    part_p, part_q = _take(p, end, SUB), _take(q, end, SUB)
     has = (second < head)[None, :, None]
     total_p += tl.where(has, part_p + d[None, :, :] * part_q, 0.0)
     total_q += tl.where(has, part_q, 0.0)
