@@ -110,9 +110,9 @@ def _running_sums(values, reverse: tl.constexpr, SEGMENT: tl.constexpr, SUB: tl.
         whole = tl.sum(sums, 1)
         thread = tl.arange(0, THREADS)
         if reverse:
-            whole = _take(whole, THREADS - 1 - thread, 1)
+            whole = _take(whole, thread * -1 + (THREADS - 1), 1)
             sums = _sums_to_the_last(sums)
-            previous = tl.maximum(THREADS - 2 - thread, 0)
+            previous = tl.maximum(thread * -1 + (THREADS - 2), 0)
             has = thread % ACROSS < ACROSS - 1
         else:
             sums = tl.cumsum(sums, 1)
@@ -152,7 +152,7 @@ def _over_channels(values):
 
 @triton.jit
 def _sums_of_rows(
-    x, lanes, inside, near, rows, valid, x_c, x_h, per_group,
+    x, lanes, inside, near, rows, valid, x_c, x_h, per_group: tl.constexpr,
     CHANNELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Of each of ``rows`` [ROWS] that is ``valid``: sums of deviations and of their squares."""
@@ -175,7 +175,7 @@ def _sums_of_rows(
 
 @triton.jit
 def _sums_of_columns(
-    x, lanes, inside, near, first, stop, x_c, x_h, per_group, total, square,
+    x, lanes, inside, near, first, stop, x_c, x_h, per_group: tl.constexpr, total, square,
     CHANNELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Adds rows ``first`` to ``stop`` to ``total`` and ``square`` [LANES, GROUPS]."""
@@ -198,7 +198,7 @@ def _sums_of_columns(
 
 @triton.jit
 def _moments_down(
-    x, blocks, lanes, block_lanes, inside, x_c, x_h, block_size, per_group,
+    x, blocks, lanes, block_lanes, inside, x_c, x_h, block_size, per_group: tl.constexpr,
     i, row_count, row_size, offset,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SUB: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     ACC: tl.constexpr,
@@ -227,7 +227,7 @@ def _moments_down(
         x, lanes, inside, near, first, until, x_c, x_h, per_group, total, square, CHANNELS, ACC
     )
     if BLOCK_ROWS > 0:
-        n = (per_group * BLOCK_ROWS).to(ACC)
+        n = tl.full((), per_group * BLOCK_ROWS, ACC)
         for b in range(first_block, stop_block):
             at = blocks + b * (3 * block_size) + block_lanes
             mean = tl.load(at, mask=inside, other=0.0)
@@ -258,14 +258,14 @@ def _moments_down(
 @triton.jit
 def _merge(n, shift, mean, m2, part_n, part_total, part_square, part_shift):
     """Adds a part, given by its sums of ``x - part_shift``, to a mean (``x - shift``) and M2."""
-    part_mean = part_total / tl.maximum(part_n, 1)
+    part_mean = part_total * (1 / tl.maximum(part_n, 1))
     part_m2 = _larger_or_nan(part_square - part_total * part_mean, 0.0)
     share = part_n / (n + part_n)
     d = (part_shift - shift) + (part_mean - mean)
     # Where the window has no such part its values are of other windows, perhaps NaN.
     has = part_n > 0
     mean = tl.where(has, mean + d * share, mean)
-    return mean, tl.where(has, m2 + part_m2 + d * d * (n * share), m2)
+    return mean, tl.where(has, (m2 + part_m2) + d * d * (n * share), m2)
 
 
 @triton.jit
@@ -281,7 +281,7 @@ def _moments_along(
     LANES: tl.constexpr = near.shape[0]
     lane = _lanes_split(LANES, SUB)
     near = near[None, :, :]
-    mean = near + total / n_column
+    mean = near + total * (1 / n_column)
     head = lane // SEGMENT * SEGMENT
     # As the end of a segment a lane's shift is the mean of the last column, else of the first.
     d = near - _take(mean, head + SEGMENT - 1, SUB)
@@ -297,7 +297,7 @@ def _moments_along(
     n = ((last - head + 1) * n_column)[None, :, None]
     shift = _take(mean, head, SUB)
     part = _take(prefix, last, SUB)
-    window_mean = part / n
+    window_mean = part * (1 / n)
     m2 = _larger_or_nan(_take(prefix_square, last, SUB) - part * window_mean, 0.0)
     part_n = (tl.where(second <= head, second - begin, 0) * n_column)[None, :, None]
     window_mean, m2 = _merge(
@@ -311,7 +311,7 @@ def _moments_along(
         n, shift, window_mean, m2, part_n, _take(prefix, end, SUB), _take(prefix_square, end, SUB),
         _take(mean, tl.minimum(second, LANES - 1), SUB),
     )  # fmt: skip
-    return shift, window_mean, _rsqrt(m2 / (n + part_n) + eps)
+    return shift, window_mean, _rsqrt(m2 * (1 / (n + part_n)) + eps)
 
 
 @triton.jit
@@ -326,7 +326,7 @@ def _position(first, groups, GROUPS: tl.constexpr):
 def block_sums(
     x,  # [N, C, H, W]
     blocks,  # [plane, block of rows, 3, W, GROUPS]: mean, rests of the sums of x - mean and squares
-    first, groups, per_group, height, width, x_n, x_c, x_h, x_w,
+    first, groups, per_group: tl.constexpr, height, width, x_n, x_c, x_h, x_w,
     LANES: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
@@ -344,7 +344,7 @@ def block_sums(
     total, square = _sums_of_columns(
         x, lanes, inside, near, i, i + BLOCK_ROWS, x_c, x_h, per_group, total, square, CHANNELS, ACC
     )
-    count = (per_group * BLOCK_ROWS).to(ACC)
+    count = tl.full((), per_group * BLOCK_ROWS, ACC)
     mean = near + total / count
     d = near - mean
     size = width * GROUPS
@@ -357,7 +357,7 @@ def block_sums(
 
 @triton.jit
 def _tile_moments(
-    x, blocks, plane, i, k, group, exists, per_group, height, width, x_c, x_h, x_w,
+    x, blocks, plane, i, k, group, exists, per_group: tl.constexpr, height, width, x_c, x_h, x_w,
     row_count, row_size, col_count, col_size, offset, eps,
     ROWS: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
     SEGMENT: tl.constexpr, SUB: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
@@ -379,7 +379,7 @@ def _tile_moments(
     )  # fmt: skip
     begin = _window_start(k + lane, col_count, col_size) - k
     begin = tl.minimum(tl.maximum(begin, 0), LANES - 1)
-    n_column = (per_group * row_size).to(ACC)
+    n_column = tl.full((), per_group * row_size, ACC)
     shift, mean, rstd = _moments_along(
         _split(near, SUB), total, square, begin, n_column, col_size, eps, SEGMENT, SUB
     )
@@ -407,7 +407,7 @@ def normalize(
     weight,  # [C]
     bias,  # [C]
     blocks,  # [plane, block of rows, 3, W, GROUPS]
-    first, groups, per_group, height, width, x_n, x_c, x_h, x_w, y_n, y_c, y_h, y_w,
+    first, groups, per_group: tl.constexpr, height, width, x_n, x_c, x_h, x_w, y_n, y_c, y_h, y_w,
     row_count, row_size, col_count, col_size, offset, eps: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr, GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr, SEGMENT: tl.constexpr, SUB: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
@@ -453,7 +453,7 @@ def gradient_terms(
     shifts,  # [plane, tile of rows, col_count, GROUPS]: which P is meant for
     rstds,  # [plane, H, W, GROUPS]
     partial,  # [N, C, tile of rows, tile of columns, 2]
-    first, groups, per_group, height, width,
+    first, groups, per_group: tl.constexpr, height, width,
     x_n, x_c, x_h, x_w, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
     row_count, row_size, col_count, col_size, offset, eps: tl.constexpr,
     DETACHED: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr,
@@ -513,11 +513,11 @@ def gradient_terms(
             a += g * scale
             b += product * scale
     if not DETACHED:
-        count = (per_group * row_size).to(ACC) * col_size
+        count = tl.full((), per_group * row_size, ACC) * col_size
         lane = tl.arange(0, LANES)
         of_window = _take(near[None, :, :], begin, 1)
-        q = rstd * rstd * rstd * _over_channels(b) / count
-        p = rstd * _over_channels(a) / count - ((shift - of_window) + mean) * q
+        q = rstd * rstd * rstd * _over_channels(b) * (1 / count)
+        p = rstd * _over_channels(a) * (1 / count) - ((shift - of_window) + mean) * q
         p = tl.where(own, p, 0.0)
         q = tl.where(own, q, 0.0)
         # Cells left and right of the middle of the outermost windows use these windows too.
@@ -671,7 +671,7 @@ def input_gradient(
     edges,  # [plane, tile of rows, 3, 2, col_count, GROUPS]
     shifts,  # [plane, tile of rows, col_count, GROUPS]
     rstds,  # [plane, H, W, GROUPS]
-    first, groups, per_group, height, width,
+    first, groups, per_group: tl.constexpr, height, width,
     x_n, x_c, x_h, x_w, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
     row_count, row_size, col_count, col_size,
     ROWS: tl.constexpr, LANES: tl.constexpr, HALO: tl.constexpr, GROUPS: tl.constexpr,
