@@ -15,7 +15,7 @@ from ..window import covers_map
 from . import gpu_loops, reference_kernel
 
 # Cells (of all groups) of a tile; each thread has sixteen of them.
-_CELLS = 4096
+_CELLS = 2048
 _MOST_LANES = 8192
 _MOST_ROWS = 8
 # Windows higher than this are put together from sums over blocks of rows, made by another kernel.

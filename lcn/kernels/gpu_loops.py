@@ -32,9 +32,13 @@ def _larger_or_nan(a, b):
 def _rsqrt(v):
     """The hardware's ``rsqrt`` is off by some units in the last place: one step of Newton's."""
     r = tl.rsqrt(v)
-    error = 1 - (v * r) * r
+    half = 0.5 * r
+    product = v * r
+    # 1 - v r^2, with what rounding took from the product.
+    error = tl.fma(-product, r, tl.full(v.shape, 1.0, v.dtype))
+    error = tl.fma(-tl.fma(v, r, -product), r, error)
     # Neither 0 nor infinity (whose product is NaN) gets closer.
-    return tl.where(tl.abs(error) < 1, r + 0.5 * r * error, r)
+    return tl.where(tl.abs(error) < 1, tl.fma(half, error, r), r)
 
 
 @triton.jit
@@ -311,7 +315,11 @@ def _moments_along(
         n, shift, window_mean, m2, part_n, _take(prefix, end, SUB), _take(prefix_square, end, SUB),
         _take(mean, tl.minimum(second, LANES - 1), SUB),
     )  # fmt: skip
-    return shift, window_mean, _rsqrt(m2 * (1 / (n + part_n)) + eps)
+    # The quotient by the count with what rounding takes from its inverse.
+    count = n_column * col_size
+    inverse = 1 / count
+    rest = tl.fma(-inverse, count, tl.full(count.shape, 1.0, count.dtype)) * inverse
+    return shift, window_mean, _rsqrt(tl.fma(m2, tl.broadcast_to(inverse, m2.shape), m2 * rest + eps))
 
 
 @triton.jit
@@ -428,8 +436,10 @@ def normalize(
     first_channel = group[None, None, :] * per_group
     x_at = (row * x_h + column * x_w + first_channel * x_c)[:, :, :, None]
     y_at = (row * y_h + column * y_w + first_channel * y_c)[:, :, :, None]
-    shift, mean = shift[:, :, :, None], mean[:, :, :, None]
-    rstd, own = rstd[:, :, :, None], own[:, :, :, None]
+    # x - high is exact where x is near; what rounding took from the sum goes with the bias.
+    high = shift + mean
+    low = ((shift - high) + mean)[:, :, :, None]
+    high, rstd, own = high[:, :, :, None], rstd[:, :, :, None], own[:, :, :, None]
     for c0 in range(0, per_group, CHANNELS):
         c = c0 + tl.arange(0, CHANNELS)[None, None, None, :]
         mask = own & (c < per_group)
@@ -437,7 +447,8 @@ def normalize(
         of_channel = (c < per_group) & exists[None, None, :, None]
         scale = tl.load(weight + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
         add = tl.load(bias + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
-        result = ((value - shift) - mean) * rstd * scale.to(ACC) + add.to(ACC)
+        factor = rstd * scale.to(ACC)
+        result = tl.fma(value - high, factor, add.to(ACC) - low * factor)
         tl.store(y + y_at + c * y_c, result.to(y.dtype.element_ty), mask=mask)
 
 
@@ -738,7 +749,7 @@ def input_gradient(
         of_channel = (c < per_group) & exists[None, None, :, None]
         scale = tl.load(weight + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
         flows = total_p + (value - shift[None, :, :, None]) * total_q
-        result = of_cell * scale.to(ACC) * rstd - flows
+        result = tl.fma(of_cell, scale.to(ACC) * rstd, -flows)
         tl.store(out + y_at + c * y_c, result.to(out.dtype.element_ty), mask=mask)
 
 
