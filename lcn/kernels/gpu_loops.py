@@ -42,6 +42,13 @@ def _rsqrt(v):
 
 
 @triton.jit
+def _product(a, b):
+    """And what rounding takes from it."""
+    product = a * b
+    return product, tl.fma(a, b, -product)
+
+
+@triton.jit
 def _split(values, SUB: tl.constexpr):
     """[..., LANES, GROUPS] with lane ``SUB b + s`` at ``s LANES / SUB + b``, which Triton's layouts
     give to one thread for all s: sums along the lanes then need few exchanges between threads."""
@@ -447,8 +454,9 @@ def normalize(
         of_channel = (c < per_group) & exists[None, None, :, None]
         scale = tl.load(weight + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
         add = tl.load(bias + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
-        factor = rstd * scale.to(ACC)
-        result = tl.fma(value - high, factor, add.to(ACC) - low * factor)
+        factor, rest = _product(rstd, scale.to(ACC))
+        distance = value - high
+        result = tl.fma(distance, factor, tl.fma(distance, rest, add.to(ACC) - low * factor))
         tl.store(y + y_at + c * y_c, result.to(y.dtype.element_ty), mask=mask)
 
 
@@ -749,7 +757,8 @@ def input_gradient(
         of_channel = (c < per_group) & exists[None, None, :, None]
         scale = tl.load(weight + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
         flows = total_p + (value - shift[None, :, :, None]) * total_q
-        result = tl.fma(of_cell, scale.to(ACC) * rstd, -flows)
+        factor, rest = _product(rstd, scale.to(ACC))
+        result = tl.fma(of_cell, factor, tl.fma(of_cell, rest, -flows))
         tl.store(out + y_at + c * y_c, result.to(out.dtype.element_ty), mask=mask)
 
 
