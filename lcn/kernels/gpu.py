@@ -79,6 +79,7 @@ class _Plan:
             self.windows = self._windows(self.lanes)  # a multiple of 16, or more than there are
             self.halo = 0 if self.windows >= self.col_count else self.lanes - self.windows
             self.tiles = -(-self.height // self.rows)
+            self.columns = -(-self.col_count // self.windows)
             cells = self.lanes * self.side_by_side * self.rows
             self.warps = min(max(cells // 512, 2), 16)
             # Neighbouring lanes that one thread has, of each row.
@@ -93,40 +94,44 @@ class _Plan:
     def constants(self) -> dict[str, Any]:
         """What the kernels are compiled for."""
         return {
+            "ROWS": self.rows,
             "LANES": self.lanes,
+            "WINDOWS": self.windows,
             "GROUPS": self.side_by_side,
             "CHANNELS": self.channels_at_once,
+            "SEGMENT": min(1 << (self.col_size.bit_length() - 1), self.lanes),
+            "SUB": self.sub,
+            "BLOCK_ROWS": self.blocks,
             "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
             "num_warps": self.warps,
         }
 
-    def segments(self) -> dict[str, Any]:
-        segment = min(1 << (self.col_size.bit_length() - 1), self.lanes)
-        return {"ROWS": self.rows, "SEGMENT": segment, "SUB": self.sub}
+    def planes_at_once(self, x: Tensor, bytes_per_cell: int) -> int:
+        """Two passes on so many planes, ``bytes_per_cell`` of a plane each, leave something of the
+        level-2 cache."""
+        plane = self.side_by_side * self.height * self.width * bytes_per_cell
+        return max(1, min(self.planes, _level_2_cache(x.device) * 3 // 8 // plane))
 
-    def chunks(self, x: Tensor, tensors: int) -> list[tuple[int, int]]:
-        """``(first plane, number of planes)`` of each part of the work: as many as leave what a
-        part's ``tensors`` like ``x`` and its planes take within the level-2 cache."""
-        cells = self.side_by_side * self.height * self.width
-        plane = cells * (tensors * self.per_group * x.element_size() + (16 if tensors > 1 else 0))
-        at_once = max(1, min(self.planes, _level_2_cache(x.device) // 2 // plane))
-        return [
-            (first, min(at_once, self.planes - first)) for first in range(0, self.planes, at_once)
-        ]
+    def shape_arguments(self) -> tuple[int, ...]:
+        return self.groups, self.per_group, self.height, self.width
 
-    def block_sums(self, x: Tensor, first: int, count: int) -> Tensor:
-        if not self.blocks:
-            return x  # not read
-        blocks = self.height // self.blocks
-        sums = x.new_empty(count, blocks, 3, self.width, self.side_by_side, dtype=self.acc)
-        constants = self.constants()
-        constants["LANES"] = lanes = min(self.lanes, 256 // self.side_by_side)
-        constants["num_warps"] = max(1, lanes * self.side_by_side // 64)
-        gpu_loops.block_sums[(count, blocks, -(-self.width // lanes))](
-            x, sums, first, self.groups, self.per_group, self.height, self.width, *x.stride(),
-            BLOCK_ROWS=self.blocks, **constants,
-        )  # fmt: skip
-        return sums
+    def window_arguments(self) -> tuple[int | float, ...]:
+        sizes = (self.row_count, self.row_size, self.col_count, self.col_size)
+        return (*sizes, self.offset, self.eps)
+
+    def term_shapes(self, slots: int) -> tuple[tuple[int, ...], ...]:
+        """Of what the gradient of the input is put together from."""
+        row = self.col_count, self.side_by_side
+        return (
+            (slots, 2, self.height, *row),
+            (slots, self.tiles, 3, 2, *row),
+            (slots, self.tiles, *row),
+            (slots, self.height, self.width, self.side_by_side),
+        )
+
+    def block_shape(self, slots: int) -> tuple[int, ...]:
+        bands = self.height // self.blocks if self.blocks else 0
+        return slots, bands, 3, self.width, self.side_by_side
 
 
 def has_kernel(x: Tensor, window: tuple[int, int], rule: str) -> bool:
@@ -157,15 +162,21 @@ def forward(
     plan = _Plan(x, channels_per_group, window, eps, rule)
     y = torch.empty_like(x)
     weight, bias = _vector(weight, x, 1.0), _vector(bias, x, 0.0)
-    columns = -(-plan.col_count // plan.windows)
-    for first, count in plan.chunks(x, 1) if plan.blocks else [(0, plan.planes)]:
-        blocks = plan.block_sums(x, first, count)
-        gpu_loops.normalize[(count, plan.tiles, columns)](
-            x, y, weight, bias, blocks, first, plan.groups, plan.per_group,
-            plan.height, plan.width, *x.stride(), *y.stride(), plan.row_count, plan.row_size,
-            plan.col_count, plan.col_size, plan.offset, plan.eps,
-            WINDOWS=plan.windows, BLOCK_ROWS=plan.blocks, **plan.constants(), **plan.segments(),
-        )  # fmt: skip
+    at_once, chunks = plan.planes, 1
+    programs = plan.planes * plan.tiles * plan.columns
+    turns = blocks = weight  # not read
+    if plan.blocks:
+        at_once = plan.planes_at_once(x, x.element_size() * plan.per_group)
+        chunks = -(-plan.planes // at_once)
+        of_blocks = plan.height // plan.blocks * -(-plan.width // plan.lanes)
+        programs = (chunks + 1) * at_once * (of_blocks + plan.tiles * plan.columns)
+        slots = at_once * min(chunks, gpu_loops.RING.value)
+        blocks = x.new_empty(plan.block_shape(slots), dtype=plan.acc)
+        turns = torch.zeros(1 + 2 * chunks, dtype=torch.int32, device=x.device)
+    gpu_loops.forward[(programs,)](
+        x, y, weight, bias, blocks, turns, plan.planes, at_once, *plan.shape_arguments(),
+        *x.stride(), *y.stride(), *plan.window_arguments(), **plan.constants(),
+    )  # fmt: skip
     return y
 
 
@@ -186,32 +197,24 @@ def backward(
     plan = _Plan(x, channels_per_group, window, eps, rule)
     detached = rule == "released"
     out = torch.empty_like(x)
-    vector = _vector(weight, x, 1.0)
-    columns = -(-plan.col_count // plan.windows)
-    partial = x.new_empty(plan.samples, x.shape[1], plan.tiles * columns, 2, dtype=plan.acc)
-    strides = (*x.stride(), *grad.stride(), *out.stride())
-    g = plan.side_by_side
-    for first, count in plan.chunks(x, 3):
-        blocks = plan.block_sums(x, first, count)
-        shapes = (
-            (2, plan.height, plan.col_count, g), (plan.tiles, 3, 2, plan.col_count, g),
-            (plan.tiles, plan.col_count, g), (plan.height, plan.width, g),
-        )  # fmt: skip
-        held = 0 if detached else count
-        planes = [x.new_empty(held, *shape, dtype=plan.acc) for shape in shapes]
-        gpu_loops.gradient_terms[(count, plan.tiles, columns)](
-            x, grad, out, vector, blocks, *planes, partial, first, plan.groups, plan.per_group,
-            plan.height, plan.width, *strides, plan.row_count, plan.row_size, plan.col_count,
-            plan.col_size, plan.offset, plan.eps, DETACHED=detached, WINDOWS=plan.windows,
-            BLOCK_ROWS=plan.blocks, **plan.constants(), **plan.segments(),
-        )  # fmt: skip
-        if not detached:
-            across = -(-plan.width // (plan.lanes - plan.halo))
-            gpu_loops.input_gradient[(count, plan.tiles, across)](
-                x, grad, out, vector, *planes, first, plan.groups, plan.per_group, plan.height,
-                plan.width, *strides, plan.row_count, plan.row_size, plan.col_count, plan.col_size,
-                HALO=plan.halo, **plan.constants(), **plan.segments(),
-            )  # fmt: skip
+    partial = x.new_empty(plan.samples, x.shape[1], plan.tiles * plan.columns, 2, dtype=plan.acc)
+    of_planes = 4 * plan.acc.itemsize  # P, Q, rstd and what goes with them
+    at_once = plan.planes_at_once(x, 3 * x.element_size() * plan.per_group + of_planes)
+    chunks = -(-plan.planes // at_once)
+    slots = at_once * min(chunks, gpu_loops.RING.value)
+    shapes = plan.term_shapes(0 if detached else slots)
+    planes = [x.new_empty(shape, dtype=plan.acc) for shape in (plan.block_shape(slots), *shapes)]
+    turns = torch.zeros(1 + 3 * chunks, dtype=torch.int32, device=x.device)
+    passes = [plan.tiles * plan.columns]
+    if plan.blocks:
+        passes.append(plan.height // plan.blocks * -(-plan.width // plan.lanes))
+    if not detached:
+        passes.append(plan.tiles * -(-plan.width // (plan.lanes - plan.halo)))
+    gpu_loops.backward[((chunks + len(passes) - 1) * at_once * sum(passes),)](
+        x, grad, out, _vector(weight, x, 1.0), *planes, partial, turns, plan.planes, at_once,
+        *plan.shape_arguments(), *x.stride(), *grad.stride(), *out.stride(),
+        *plan.window_arguments(), DETACHED=detached, HALO=plan.halo, **plan.constants(),
+    )  # fmt: skip
     weight_grad, bias_grad = partial.sum(dim=(0, 2), dtype=torch.float64).unbind(dim=1)
     return out, weight_grad, bias_grad
 
