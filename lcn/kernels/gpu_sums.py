@@ -289,33 +289,34 @@ def moments_along(
     lane = _lanes_split(LANES, SUB)
     near = near[None, :, :]
     mean = near + total * (1 / n_column)
-    head = lane // SEGMENT * SEGMENT
     # As the end of a segment a lane's shift is the mean of the last column, else of the first.
+    head = lane // SEGMENT * SEGMENT
     d = near - take(mean, head + SEGMENT - 1, SUB)
-    suffix = running_sums(total + n_column * d, True, SEGMENT, SUB)
-    suffix_square = running_sums(square + d * (2 * total + n_column * d), True, SEGMENT, SUB)
+    suffix = take(running_sums(total + n_column * d, True, SEGMENT, SUB), begin, SUB)
+    suffix_square = square + d * (2 * total + n_column * d)
+    suffix_square = take(running_sums(suffix_square, True, SEGMENT, SUB), begin, SUB)
     d = near - take(mean, head, SUB)
-    prefix = running_sums(total + n_column * d, False, SEGMENT, SUB)
-    prefix_square = running_sums(square + d * (2 * total + n_column * d), False, SEGMENT, SUB)
+    square = running_sums(square + d * (2 * total + n_column * d), False, SEGMENT, SUB)
+    total = running_sums(total + n_column * d, False, SEGMENT, SUB)
 
     last = tl.minimum(begin + col_size - 1, LANES - 1)
     head = last // SEGMENT * SEGMENT
     second = (begin // SEGMENT + 1) * SEGMENT
     n = ((last - head + 1) * n_column)[None, :, None]
     shift = take(mean, head, SUB)
-    part = take(prefix, last, SUB)
+    part = take(total, last, SUB)
     window_mean = part * (1 / n)
-    m2 = _larger_or_nan(take(prefix_square, last, SUB) - part * window_mean, 0.0)
+    m2 = _larger_or_nan(take(square, last, SUB) - part * window_mean, 0.0)
     part_n = (tl.where(second <= head, second - begin, 0) * n_column)[None, :, None]
+    part_shift = take(mean, tl.minimum(second - 1, LANES - 1), SUB)
     window_mean, m2 = _merge(
-        n, shift, window_mean, m2, part_n, take(suffix, begin, SUB),
-        take(suffix_square, begin, SUB), take(mean, tl.minimum(second - 1, LANES - 1), SUB),
-    )  # fmt: skip
+        n, shift, window_mean, m2, part_n, suffix, suffix_square, part_shift
+    )
     n += part_n
     part_n = (tl.where(second < head, SEGMENT, 0) * n_column)[None, :, None]
     end = tl.minimum(second + SEGMENT - 1, LANES - 1)
     window_mean, m2 = _merge(
-        n, shift, window_mean, m2, part_n, take(prefix, end, SUB), take(prefix_square, end, SUB),
+        n, shift, window_mean, m2, part_n, take(total, end, SUB), take(square, end, SUB),
         take(mean, tl.minimum(second, LANES - 1), SUB),
     )  # fmt: skip
     # The quotient by the count with what rounding takes from its inverse.
