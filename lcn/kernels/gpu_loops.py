@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .gpu_sums import (
-    moments_along, moments_down, over_channels, product, running_sums, shift_at, split,
+    lanes_split, moments_along, moments_down, over_channels, product, running_sums, shift_at, split,
     sums_of_columns, take, terms_down, window_start,
 )  # fmt: skip
 
@@ -88,9 +88,10 @@ def _tile_moments(
     ROWS: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
     SEGMENT: tl.constexpr, SUB: tl.constexpr, BLOCK_ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Of the cells at rows ``i ...`` and columns ``k ...``: the lane where the window begins,
-    the value there that the tile's windows have in common, and the window's shift, mean minus
-    shift, rstd.  ``x`` points at the sample."""
+    """Of the cells at rows ``i ...`` and columns ``k ...``: the lane where the window begins
+    and, of each lane, the value that the tile's windows there have in common; of each cell the
+    window's shift, mean minus shift, rstd.  All but the second are split (see
+    :func:`gpu_sums.split`).  ``x`` points at the sample."""
     lane = tl.arange(0, LANES)
     column = k + offset + lane
     inside = (column < width)[:, None] & exists[None, :]
@@ -103,7 +104,7 @@ def _tile_moments(
         x, blocks, lanes, block_lanes, inside, x_c, x_h, size, per_group,
         i, row_count, row_size, offset, ROWS, CHANNELS, SUB, BLOCK_ROWS, ACC,
     )  # fmt: skip
-    begin = window_start(k + lane, col_count, col_size) - k
+    begin = window_start(k + lanes_split(LANES, SUB), col_count, col_size) - k
     begin = tl.minimum(tl.maximum(begin, 0), LANES - 1)
     n_column = tl.full((), per_group * row_size, ACC)
     shift, mean, rstd = moments_along(
@@ -115,15 +116,25 @@ def _tile_moments(
 @triton.jit
 def _cells_of_tile(
     i, k, height, width, col_count, col_size, exists,
-    ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr, SUB: tl.constexpr,
 ):  # fmt: skip
-    """Row and column of the tile's cells, and which are its own: those of its windows."""
-    row = i + tl.arange(0, ROWS)
-    column = k + tl.arange(0, LANES)
-    window = window_start(column, col_count, col_size)
-    own = (column < width) & (window >= k) & (window < k + WINDOWS)
-    own = (row < height)[:, None, None] & own[None, :, None] & exists[None, None, :]
-    return row[:, None, None], column[None, :, None], own
+    """Row and column of the tile's cells, ``[ROWS, SUB, LANES / SUB, GROUPS]``, so that neighbouring
+    columns are one thread's, and which cells are the tile's own: those of its windows."""
+    row = i + tl.arange(0, ROWS)[:, None, None, None]
+    lane = tl.arange(0, LANES // SUB)[None, None, :, None] * SUB
+    column = k + lane + tl.arange(0, SUB)[None, :, None, None]
+    own = (row < height) & (column < width) & exists[None, None, None, :]
+    if WINDOWS < LANES:
+        window = window_start(column, col_count, col_size)
+        own = own & (window >= k) & (window < k + WINDOWS)
+    return row, column, own
+
+
+@triton.jit
+def _as_cells(values, SUB: tl.constexpr):
+    """Split ``values`` [ROWS, LANES, GROUPS] in the shape of cells."""
+    THREADS: tl.constexpr = values.shape[1] // SUB
+    return tl.reshape(values, [values.shape[0], SUB, THREADS, values.shape[2]])
 
 
 @triton.jit
@@ -149,22 +160,24 @@ def _normalize(
         ROWS, LANES, GROUPS, CHANNELS, SEGMENT, SUB, BLOCK_ROWS, ACC,
     )  # fmt: skip
     row, column, own = _cells_of_tile(
-        i, k, height, width, col_count, col_size, exists, ROWS, LANES, WINDOWS
+        i, k, height, width, col_count, col_size, exists, ROWS, LANES, WINDOWS, SUB
     )
-    first_channel = group[None, None, :] * per_group
-    x_at = (row * x_h + column * x_w + first_channel * x_c)[:, :, :, None]
-    y_at = (row * y_h + column * y_w + first_channel * y_c)[:, :, :, None]
+    first_channel = (group * per_group)[None, None, None, :]
+    x_at = (row * x_h + column * x_w + first_channel * x_c)[:, :, :, :, None]
+    y_at = (row * y_h + column * y_w + first_channel * y_c)[:, :, :, :, None]
     # x - high is exact where x is near; what rounding took from the sum goes with the bias.
     high = shift + mean
-    low = ((shift - high) + mean)[:, :, :, None]
-    high, rstd, own = high[:, :, :, None], rstd[:, :, :, None], own[:, :, :, None]
+    low = _as_cells((shift - high) + mean, SUB)[:, :, :, :, None]
+    high = _as_cells(high, SUB)[:, :, :, :, None]
+    rstd = _as_cells(rstd, SUB)[:, :, :, :, None]
+    own = own[:, :, :, :, None]
     for c0 in range(0, per_group, CHANNELS):
-        c = c0 + tl.arange(0, CHANNELS)[None, None, None, :]
+        c = c0 + tl.arange(0, CHANNELS)[None, None, None, None, :]
         mask = own & (c < per_group)
         value = tl.load(x + x_at + c * x_c, mask=mask, other=0.0).to(ACC)
-        of_channel = (c < per_group) & exists[None, None, :, None]
-        scale = tl.load(weight + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
-        add = tl.load(bias + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
+        of_channel = (c < per_group) & exists[None, None, None, :, None]
+        scale = tl.load(weight + first_channel[:, :, :, :, None] + c, mask=of_channel, other=0.0)
+        add = tl.load(bias + first_channel[:, :, :, :, None] + c, mask=of_channel, other=0.0)
         factor, rest = product(rstd, scale.to(ACC))
         distance = value - high
         result = tl.fma(distance, factor, tl.fma(distance, rest, add.to(ACC) - low * factor))
@@ -209,34 +222,35 @@ def _gradient_terms(
         ROWS, LANES, GROUPS, CHANNELS, SEGMENT, SUB, BLOCK_ROWS, ACC,
     )  # fmt: skip
     row, column, own = _cells_of_tile(
-        i, k, height, width, col_count, col_size, exists, ROWS, LANES, WINDOWS
+        i, k, height, width, col_count, col_size, exists, ROWS, LANES, WINDOWS, SUB
     )
-    first_channel = group[None, None, :] * per_group
-    x_at = (row * x_h + column * x_w + first_channel * x_c)[:, :, :, None]
-    g_at = (row * g_h + column * g_w + first_channel * g_c)[:, :, :, None]
-    y_at = (row * y_h + column * y_w + first_channel * y_c)[:, :, :, None]
-    shape: tl.constexpr = [ROWS, LANES, GROUPS, CHANNELS]
+    first_channel = (group * per_group)[None, None, None, :]
+    x_at = (row * x_h + column * x_w + first_channel * x_c)[:, :, :, :, None]
+    g_at = (row * g_h + column * g_w + first_channel * g_c)[:, :, :, :, None]
+    y_at = (row * y_h + column * y_w + first_channel * y_c)[:, :, :, :, None]
+    shift, mean, rstd = _as_cells(shift, SUB), _as_cells(mean, SUB), _as_cells(rstd, SUB)
+    shape: tl.constexpr = [ROWS, SUB, LANES // SUB, GROUPS, CHANNELS]
     a = tl.zeros(shape, ACC)
     b = tl.zeros(shape, ACC)
     parts = tiles * columns
     partial += ((n * groups * per_group) * parts + tile * columns + across) * 2
     for c0 in range(0, per_group, CHANNELS):
-        c = c0 + tl.arange(0, CHANNELS)[None, None, None, :]
-        mask = own[:, :, :, None] & (c < per_group)
+        c = c0 + tl.arange(0, CHANNELS)[None, None, None, None, :]
+        mask = own[:, :, :, :, None] & (c < per_group)
         value = tl.load(x + x_at + c * x_c, mask=mask, other=0.0).to(ACC)
         g = tl.load(grad + g_at + c * g_c, mask=mask, other=0.0).to(ACC)
-        of_channel = (c < per_group) & exists[None, None, :, None]
-        at = first_channel[:, :, :, None] + c
+        of_channel = (c < per_group) & exists[None, None, None, :, None]
+        at = first_channel[:, :, :, :, None] + c
         scale = tl.load(weight + at, mask=of_channel, other=0.0).to(ACC)
-        product = g * ((value - shift[:, :, :, None]) - mean[:, :, :, None])
+        product = g * ((value - shift[:, :, :, :, None]) - mean[:, :, :, :, None])
         product = tl.where(mask, product, 0.0)
-        normalized = product * tl.where(own, rstd, 0.0)[:, :, :, None]
+        normalized = product * tl.where(own, rstd, 0.0)[:, :, :, :, None]
         at = tl.reshape(partial + at * (parts * 2), [GROUPS, CHANNELS])
         of_channel = tl.reshape(of_channel, [GROUPS, CHANNELS])
-        tl.store(at, tl.sum(tl.sum(normalized, 0), 0), mask=of_channel)
-        tl.store(at + 1, tl.sum(tl.sum(g, 0), 0), mask=of_channel)
+        tl.store(at, tl.sum(tl.sum(tl.sum(normalized, 0), 0), 0), mask=of_channel)
+        tl.store(at + 1, tl.sum(tl.sum(tl.sum(g, 0), 0), 0), mask=of_channel)
         if DETACHED:
-            result = (g * scale * rstd[:, :, :, None]).to(out.dtype.element_ty)
+            result = (g * scale * rstd[:, :, :, :, None]).to(out.dtype.element_ty)
             tl.store(out + n * y_n + y_at + c * y_c, result, mask=mask)
         else:
             a += g * scale
@@ -256,59 +270,61 @@ def _store_terms(
     row_count, row_size, col_count, col_size, WINDOWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """P and Q from the sums of ``g w`` and ``g w (x - mean)`` over the channels."""
-    LANES: tl.constexpr = a.shape[1]
-    GROUPS: tl.constexpr = a.shape[2]
-    count = tl.full((), per_group * row_size, ACC) * col_size
-    lane = tl.arange(0, LANES)
-    of_window = take(near[None, :, :], begin, 1)
-    q = rstd * rstd * rstd * b * (1 / count)
-    p = rstd * a * (1 / count) - ((shift - of_window) + mean) * q
+    SUB: tl.constexpr = a.shape[1]
+    LANES: tl.constexpr = near.shape[0]
+    GROUPS: tl.constexpr = a.shape[3]
+    inverse = 1 / (tl.full((), per_group * row_size, ACC) * col_size)
+    q = rstd * rstd * rstd * b * inverse
+    of_window = _as_cells(take(near[None, :, :], begin, 1), SUB)
+    p = rstd * a * inverse - ((shift - of_window) + mean) * q
     p = tl.where(own, p, 0.0)
     q = tl.where(own, q, 0.0)
     # Cells left and right of the middle of the outermost windows use these windows too.
-    window = k + begin
-    middle = k + lane - col_size // 2
+    window = window_start(column, col_count, col_size)
+    middle = column - col_size // 2
     if k == 0:
-        is_first = (window == 0)[None, :, None]
-        at_first = (middle == 0)[None, :, None]
-        p = tl.where(at_first, tl.sum(tl.where(is_first, p, 0.0), 1)[:, None, :], p)
-        q = tl.where(at_first, tl.sum(tl.where(is_first, q, 0.0), 1)[:, None, :], q)
-    if k + WINDOWS >= col_count:
-        is_last = (window == col_count - 1)[None, :, None] & (col_count > 1)
-        at_last = (middle == col_count - 1)[None, :, None] & (col_count > 1)
-        p = tl.where(at_last, tl.sum(tl.where(is_last, p, 0.0), 1)[:, None, :], p)
-        q = tl.where(at_last, tl.sum(tl.where(is_last, q, 0.0), 1)[:, None, :], q)
-    owned = (middle >= k) & (middle < tl.minimum(k + WINDOWS, col_count))
-    owned = owned[:, None] & exists[None, :]
-    g = tl.arange(0, GROUPS)[None, :]
+        p, q = _fold(p, q, window == 0, middle == 0)
+    if (k + WINDOWS >= col_count) & (col_count > 1):
+        p, q = _fold(p, q, window == col_count - 1, middle == col_count - 1)
+    owned = (middle >= k) & (middle < tl.minimum(k + WINDOWS, col_count)) & exists
+    g = tl.arange(0, GROUPS)
     size = col_count * GROUPS
-    at = middle[:, None] * GROUPS + g
-    tl.store(
-        shifts + (tl.cast(slot, tl.int64) * tiles + tile) * size
-        + (k + lane)[:, None] * GROUPS + g,
-        near,
-        mask=(lane < tl.minimum(WINDOWS, col_count - k))[:, None] & exists[None, :],
-    )  # fmt: skip
-    here = (tl.cast(slot, tl.int64) * tiles + tile) * (6 * size) + at
-    top = window_start(row, row_count, row_size) == 0
-    bottom = window_start(row, row_count, row_size) == row_count - 1
-    for part in tl.static_range(3):
-        if part == 0:
-            chosen = top
-        elif part == 1:
-            chosen = bottom & (row_count > 1)
-        else:
-            chosen = (top | bottom) == 0
-        if (tl.sum(chosen.to(tl.int32)) > 0) | (part == 2):
-            sums = edges + here + part * 2 * size
-            tl.store(sums, tl.sum(tl.where(chosen, p, 0.0), 0), mask=owned)
-            tl.store(sums + size, tl.sum(tl.where(chosen, q, 0.0), 0), mask=owned)
-    owned = owned[None, :, :] & (row < height)
-    here = tl.cast(slot, tl.int64) * (2 * height) * size + row * size + at[None, :, :]
+    here = (tl.cast(slot, tl.int64) * tiles + tile) * size
+    lane = tl.arange(0, LANES)[:, None]
+    inside = (lane < tl.minimum(WINDOWS, col_count - k)) & exists[None, :]
+    tl.store(shifts + here + (k + lane) * GROUPS + g[None, :], near, mask=inside)
+    at = middle * GROUPS + g
+    edges += 6 * here + tl.reshape(at, at.shape[1:])
+    inside = tl.reshape(owned, owned.shape[1:])
+    row_window = window_start(row, row_count, row_size)
+    top = row_window == 0
+    bottom = (row_window == row_count - 1) & (row_count > 1)
+    if tl.sum(top.to(tl.int32)) > 0:
+        _store_sums(edges, size, p, q, top, inside)
+    if tl.sum(bottom.to(tl.int32)) > 0:
+        _store_sums(edges + 2 * size, size, p, q, bottom, inside)
+    _store_sums(edges + 4 * size, size, p, q, (top | bottom) == 0, inside)
+    owned = owned & (row < height)
+    here = tl.cast(slot, tl.int64) * (2 * height) * size + row * size + at
     tl.store(terms + here, p, mask=owned)
     tl.store(terms + here + height * size, q, mask=owned)
     here = (tl.cast(slot, tl.int64) * height + row) * (width * GROUPS) + column * GROUPS
-    tl.store(rstds + here + g[None, :, :], rstd, mask=own)
+    tl.store(rstds + here + g, rstd, mask=own)
+
+
+@triton.jit
+def _fold(p, q, uses, keeps):
+    """Adds up a row's cells of one window, in the place of one of them."""
+    sum_p = tl.sum(tl.sum(tl.where(uses, p, 0.0), 1), 1)[:, None, None, :]
+    sum_q = tl.sum(tl.sum(tl.where(uses, q, 0.0), 1), 1)[:, None, None, :]
+    return tl.where(keeps, sum_p, p), tl.where(keeps, sum_q, q)
+
+
+@triton.jit
+def _store_sums(edges, size, p, q, chosen, inside):
+    """Sums over the chosen rows."""
+    tl.store(edges, tl.sum(tl.where(chosen, p, 0.0), 0), mask=inside)
+    tl.store(edges + size, tl.sum(tl.where(chosen, q, 0.0), 0), mask=inside)
 
 
 @triton.jit
@@ -345,47 +361,50 @@ def _input_gradient(
     )  # fmt: skip
 
     shifts += tile * size
+    lane = lanes_split(LANES, SUB)
     head = lane // SEGMENT * SEGMENT
-    shift = shift_at(shifts, k + lane, col_count, g, exists, GROUPS)
-    d = shift_at(shifts, k + head + SEGMENT - 1, col_count, g, exists, GROUPS) - shift
-    suffix_p = running_sums(p + split(d, SUB)[None, :, :] * q, True, SEGMENT, SUB)
-    suffix_q = running_sums(q, True, SEGMENT, SUB)
-    d = shift_at(shifts, k + head, col_count, g, exists, GROUPS) - shift
-    p = running_sums(p + split(d, SUB)[None, :, :] * q, False, SEGMENT, SUB)
-    q = running_sums(q, False, SEGMENT, SUB)
     begin = tl.maximum(lane - col_size + 1, 0)
+    own_shift = shift_at(shifts, k + lane, col_count, g, exists, GROUPS)
+    d = shift_at(shifts, k + head + SEGMENT - 1, col_count, g, exists, GROUPS) - own_shift
+    suffix_p = take(running_sums(p + d[None, :, :] * q, True, SEGMENT, SUB), begin, SUB)
+    suffix_q = take(running_sums(q, True, SEGMENT, SUB), begin, SUB)
+    shift = shift_at(shifts, k + head, col_count, g, exists, GROUPS)
+    p = running_sums(p + (shift - own_shift)[None, :, :] * q, False, SEGMENT, SUB)
+    q = running_sums(q, False, SEGMENT, SUB)
     second = (begin // SEGMENT + 1) * SEGMENT
     end = tl.minimum(second + SEGMENT - 1, LANES - 1)
-    shift = shift_at(shifts, k + head, col_count, g, exists, GROUPS)
     d = shift - shift_at(shifts, k + second - 1, col_count, g, exists, GROUPS)
-    part_p, part_q = take(suffix_p, begin, SUB), take(suffix_q, begin, SUB)
     has = (second <= head)[None, :, None]
-    total_p = take(p, lane, SUB) + tl.where(has, part_p + d[None, :, :] * part_q, 0.0)
-    total_q = take(q, lane, SUB) + tl.where(has, part_q, 0.0)
+    total_p = p + tl.where(has, suffix_p + d[None, :, :] * suffix_q, 0.0)
+    total_q = q + tl.where(has, suffix_q, 0.0)
     d = shift - shift_at(shifts, k + second, col_count, g, exists, GROUPS)
     part_p, part_q = take(p, end, SUB), take(q, end, SUB)
     has = (second < head)[None, :, None]
     total_p += tl.where(has, part_p + d[None, :, :] * part_q, 0.0)
     total_q += tl.where(has, part_q, 0.0)
 
-    row = (tile * ROWS + tl.arange(0, ROWS))[:, None, None]
-    column = window[None, :, None]
-    own = (row < height) & (lane >= HALO)[None, :, None] & (column < width) & exists[None, None, :]
+    row, column, own = _cells_of_tile(
+        tile * ROWS, k, height, width, col_count, col_size, exists, ROWS, LANES, LANES, SUB
+    )
+    if HALO > 0:
+        own = own & (column >= k + HALO)
+    total_p = _as_cells(total_p, SUB)[:, :, :, :, None]
+    total_q = _as_cells(total_q, SUB)[:, :, :, :, None]
+    shift = _as_cells(shift[None, :, :], SUB)[:, :, :, :, None]
     here = (tl.cast(slot, tl.int64) * height + row) * (width * GROUPS) + column * GROUPS
-    rstd = tl.load(rstds + here + g[None, :, :], mask=own, other=0.0)[:, :, :, None]
-    first_channel = group[None, None, :] * per_group
-    x_at = n * x_n + (row * x_h + column * x_w + first_channel * x_c)[:, :, :, None]
-    g_at = n * g_n + (row * g_h + column * g_w + first_channel * g_c)[:, :, :, None]
-    y_at = n * y_n + (row * y_h + column * y_w + first_channel * y_c)[:, :, :, None]
-    total_p, total_q = total_p[:, :, :, None], total_q[:, :, :, None]
+    rstd = tl.load(rstds + here + tl.arange(0, GROUPS), mask=own, other=0.0)[:, :, :, :, None]
+    first_channel = (group * per_group)[None, None, None, :]
+    x_at = n * x_n + (row * x_h + column * x_w + first_channel * x_c)[:, :, :, :, None]
+    g_at = n * g_n + (row * g_h + column * g_w + first_channel * g_c)[:, :, :, :, None]
+    y_at = n * y_n + (row * y_h + column * y_w + first_channel * y_c)[:, :, :, :, None]
     for c0 in range(0, per_group, CHANNELS):
-        c = c0 + tl.arange(0, CHANNELS)[None, None, None, :]
-        mask = own[:, :, :, None] & (c < per_group)
+        c = c0 + tl.arange(0, CHANNELS)[None, None, None, None, :]
+        mask = own[:, :, :, :, None] & (c < per_group)
         value = tl.load(x + x_at + c * x_c, mask=mask, other=0.0).to(ACC)
         of_cell = tl.load(grad + g_at + c * g_c, mask=mask, other=0.0).to(ACC)
-        of_channel = (c < per_group) & exists[None, None, :, None]
-        scale = tl.load(weight + first_channel[:, :, :, None] + c, mask=of_channel, other=0.0)
-        flows = total_p + (value - shift[None, :, :, None]) * total_q
+        of_channel = (c < per_group) & exists[None, None, None, :, None]
+        scale = tl.load(weight + first_channel[:, :, :, :, None] + c, mask=of_channel, other=0.0)
+        flows = total_p + (value - shift) * total_q
         factor, rest = product(rstd, scale.to(ACC))
         result = tl.fma(of_cell, factor, tl.fma(of_cell, rest, -flows))
         tl.store(out + y_at + c * y_c, result.to(out.dtype.element_ty), mask=mask)

@@ -61,7 +61,7 @@ def split(values, SUB: tl.constexpr):
 
 
 @triton.jit
-def _lanes_split(LANES: tl.constexpr, SUB: tl.constexpr):
+def lanes_split(LANES: tl.constexpr, SUB: tl.constexpr):
     """The lane at each place."""
     place = tl.arange(0, LANES)
     return place % (LANES // SUB) * SUB + place // (LANES // SUB)
@@ -69,7 +69,7 @@ def _lanes_split(LANES: tl.constexpr, SUB: tl.constexpr):
 
 @triton.jit
 def take(values, lanes, SUB: tl.constexpr):
-    """Split ``values`` [ROWS, LANES, GROUPS] at ``lanes`` [LANES].
+    """Split ``values`` [ROWS, LANES, GROUPS] at ``lanes`` [LANES], in the order of these.
 
     As one long axis: along an axis that fits a warp Triton gathers by shuffles, dozens a value.
     """
@@ -286,7 +286,7 @@ def moments_along(
     a second segment, and the beginning of one.
     """
     LANES: tl.constexpr = near.shape[0]
-    lane = _lanes_split(LANES, SUB)
+    lane = lanes_split(LANES, SUB)
     near = near[None, :, :]
     mean = near + total * (1 / n_column)
     # As the end of a segment a lane's shift is the mean of the last column, else of the first.
