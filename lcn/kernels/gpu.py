@@ -14,10 +14,10 @@ from torch import Tensor
 from ..window import covers_map
 from . import gpu_loops, reference_kernel
 
-# Cells (of all groups) of a tile; each thread has sixteen of them.
+# Cells (of all groups) of a tile.
 _CELLS = 2048
-_MOST_LANES = 8192
-_MOST_ROWS = 8
+_MOST_LANES = 4096
+_MOST_ROWS = 4
 # Windows higher than this are put together from sums over blocks of rows, made by another kernel.
 _DIRECT_ROWS = 31
 _BLOCK_ROWS = 16
@@ -44,46 +44,53 @@ class _Plan:
         self.eps = eps
         self.acc = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.blocks = _BLOCK_ROWS if self.row_size > _DIRECT_ROWS else 0
-        self.side_by_side, self.channels_at_once = self._channels_of_tile(x)
-        self.planes = self.samples * -(-self.groups // self.side_by_side)
         self.rows = self.lanes = 0
-        self._choose_tile()
+        for self.side_by_side, self.channels_at_once in (*self._channels_of_tile(x), (1, 1)):
+            if self._choose_tile():
+                break
+        self._derive()
 
-    def _channels_of_tile(self, x: Tensor) -> tuple[int, int]:
+    def _channels_of_tile(self, x: Tensor) -> list[tuple[int, int]]:
         """Groups and channels that lie side by side: a sector of 32 bytes where they do."""
         if x.stride(1) != 1 or x.stride(3) == 1:
-            return 1, 1
+            return []
         sector = 32 // x.element_size()
-        at_once = min(_power_of_two(self.per_group), sector)
-        return min(sector // at_once, _power_of_two(self.groups)), at_once
+        at_once = min(_power_of_two(self.per_group), 8)
+        return [(min(max(sector // at_once, 1), _power_of_two(self.groups)), at_once), (1, at_once)]
 
-    def _choose_tile(self) -> None:
-        """Rows and lanes with the fewest lanes of halo and rows read per row."""
+    def _choose_tile(self) -> bool:
+        """Rows and lanes with the fewest lanes of halo and rows read per row, if there are any."""
+        values = self.side_by_side * max(self.channels_at_once // 2, 1)
         best = float("inf")
-        widest = _power_of_two(max(self.width, 16))
         lanes = 16
-        while lanes <= min(widest, _MOST_LANES // self.side_by_side):
+        while lanes <= min(_power_of_two(max(self.width, 16)), _MOST_LANES // values):
             windows = self._windows(lanes)
+            rows = min(_MOST_ROWS, max(_CELLS // (lanes * values), 1))
+            while rows > self.row_size:
+                rows //= 2
             if windows > 0:
-                rows = min(_MOST_ROWS, max(_CELLS // (lanes * self.side_by_side), 1))
-                while rows > self.row_size:
-                    rows //= 2
                 middle = min(self.row_size, 2 * _BLOCK_ROWS + self.row_size // 10)
                 cost = 60 + 4 * self.per_group * (middle + 2 * rows) / rows
                 cost *= lanes * -(-self.col_count // windows)
                 if cost < best:
                     best, self.rows, self.lanes = cost, rows, lanes
             lanes *= 2
-        self.has_tile = best < float("inf")
-        if self.has_tile:
-            self.windows = self._windows(self.lanes)  # a multiple of 16, or more than there are
-            self.halo = 0 if self.windows >= self.col_count else self.lanes - self.windows
-            self.tiles = -(-self.height // self.rows)
-            self.columns = -(-self.col_count // self.windows)
-            cells = self.lanes * self.side_by_side * self.rows
-            self.warps = min(max(cells // 512, 2), 16)
-            # Neighbouring lanes that one thread has, of each row.
-            self.sub = max(1, self.lanes * self.side_by_side // (32 * self.warps))
+        return best < float("inf")
+
+    def _derive(self) -> None:
+        """What follows from the tile."""
+        self.planes = self.samples * -(-self.groups // self.side_by_side)
+        self.windows = self._windows(self.lanes)  # a multiple of 16, or more than there are
+        self.halo = 0 if self.windows >= self.col_count else self.lanes - self.windows
+        self.tiles = -(-self.height // self.rows)
+        self.columns = -(-self.col_count // self.windows)
+        # So many values a thread that they fit its registers; addresses that are no vectors' take
+        # registers too.
+        of_thread = 16 if self.width % 4 == 0 and self.acc == torch.float32 else 8
+        values = self.lanes * self.side_by_side * self.rows * max(self.channels_at_once // 2, 1)
+        self.warps = min(max(values // (32 * of_thread), 2), 8)
+        # Neighbouring lanes that one thread has, of each row.
+        self.sub = max(1, self.lanes * self.side_by_side // (32 * self.warps))
 
     def _windows(self, lanes: int) -> int:
         """How many windows begin in a tile of ``lanes``."""
@@ -140,7 +147,7 @@ def has_kernel(x: Tensor, window: tuple[int, int], rule: str) -> bool:
     extent = sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True))
     if covered or rule == "tiled" or x.numel() == 0 or extent >= 2**31:
         return False
-    return min(window[1], x.shape[3]) <= _MOST_LANES // 8 or x.shape[3] <= _MOST_LANES // 8
+    return x.shape[3] <= _MOST_LANES or window[1] <= _MOST_LANES - 32
 
 
 def forward(
