@@ -85,8 +85,9 @@ class _Plan:
         self.tiles = -(-self.height // self.rows)
         self.columns = -(-self.col_count // self.windows)
         # So many values a thread that they fit its registers; addresses that are no vectors' take
-        # registers too.
-        of_thread = 16 if self.width % 4 == 0 and self.acc == torch.float32 else 8
+        # registers too, and so does a second channel.
+        is_light = self.width % 4 == 0 and self.channels_at_once == 1
+        of_thread = 16 if is_light and self.acc == torch.float32 else 8
         values = self.lanes * self.side_by_side * self.rows * max(self.channels_at_once // 2, 1)
         self.warps = min(max(values // (32 * of_thread), 2), 8)
         # Neighbouring lanes that one thread has, of each row.
