@@ -381,7 +381,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=(*PARTS, WITHOUT_A_GPU), default=PARTS, help="parts")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*PARTS, WITHOUT_A_GPU), default=PARTS, help="parts"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="batch size in place of the paper's")
     parser.add_argument("--threads", type=int, help="threads in place of PyTorch's choice")

@@ -247,7 +247,10 @@ def instructions_per_element(launch: Launch, code: MachineCode) -> float:
     read in a loop over rows, halo included."""
     a = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.constants
     lanes = math.ceil(a["col_count"] / a["WINDOWS"]) * a["LANES"] / a["width"]
-    return code.total / values_of_thread(launch) / a["per_group"] * lanes + 5 * traffic(launch, 1 << 40).looped
+    return (
+        code.total / values_of_thread(launch) / a["per_group"] * lanes
+        + 5 * traffic(launch, 1 << 40).looped
+    )
 
 
 def predicted_seconds(card: Card, elements: int, launch: Launch, instructions: float) -> float:
@@ -262,7 +265,7 @@ def predicted_seconds(card: Card, elements: int, launch: Launch, instructions: f
 
 
 def group_norm_seconds(card: Card, elements: int, backward: bool) -> float:
-    """Of PyTorch's: x twice and y (forward, three launches), x and dy twice and dx (backward, five);
+    """Of PyTorch's, in three launches forward (x twice, y) and five backward (x and dy twice, dx);
     what fits the cache is read once."""
     size = 4
     again = 0.0 if 3 * elements * size <= card.cache else 1.0
@@ -393,7 +396,11 @@ def copy_bandwidth(shape: tuple[int, ...]) -> float:
 def device_line() -> str:
     """Which GPU, and its clocks as they are now."""
     properties = torch.cuda.get_device_properties(0)
-    query = ("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,driver_version", "--format=csv,noheader")
+    query = (
+        "nvidia-smi",
+        "--query-gpu=clocks.sm,clocks.mem,driver_version",
+        "--format=csv,noheader",
+    )
     clocks = "clocks unknown"
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         clocks = "SM and memory clock, driver: " + _output(*query).strip()

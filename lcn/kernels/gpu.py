@@ -45,7 +45,8 @@ class _Plan:
         self.acc = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.blocks = _BLOCK_ROWS if self.row_size > _DIRECT_ROWS else 0
         self.rows = self.lanes = 0
-        for self.side_by_side, self.channels_at_once in (*self._channels_of_tile(x), (1, 1)):
+        for together in (*self._channels_of_tile(x), (1, 1)):
+            self.side_by_side, self.channels_at_once = together
             if self._choose_tile():
                 break
         self._derive()

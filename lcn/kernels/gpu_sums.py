@@ -9,6 +9,7 @@ holds it anyway.
 """
 
 # mypy: ignore-errors
+# ruff: noqa: SIM108
 
 import triton
 import triton.language as tl
@@ -309,9 +310,7 @@ def moments_along(
     m2 = _larger_or_nan(take(square, last, SUB) - part * window_mean, 0.0)
     part_n = (tl.where(second <= head, second - begin, 0) * n_column)[None, :, None]
     part_shift = take(mean, tl.minimum(second - 1, LANES - 1), SUB)
-    window_mean, m2 = _merge(
-        n, shift, window_mean, m2, part_n, suffix, suffix_square, part_shift
-    )
+    window_mean, m2 = _merge(n, shift, window_mean, m2, part_n, suffix, suffix_square, part_shift)
     n += part_n
     part_n = (tl.where(second < head, SEGMENT, 0) * n_column)[None, :, None]
     end = tl.minimum(second + SEGMENT - 1, LANES - 1)
@@ -323,7 +322,11 @@ def moments_along(
     count = n_column * col_size
     inverse = 1 / count
     rest = tl.fma(-inverse, count, tl.full(count.shape, 1.0, count.dtype)) * inverse
-    return shift, window_mean, _rsqrt(tl.fma(m2, tl.broadcast_to(inverse, m2.shape), m2 * rest + eps))
+    return (
+        shift,
+        window_mean,
+        _rsqrt(tl.fma(m2, tl.broadcast_to(inverse, m2.shape), m2 * rest + eps)),
+    )
 
 
 @triton.jit
