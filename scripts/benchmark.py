@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import gpu_static
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,6 +62,7 @@ SHAPES = [
 ]
 WINDOWS = (3, 7, 15, 31, 63, 127, 255, "all")
 PARTS = ("shapes", "windows", "algorithm1", "layouts", "memory", "step", "start")
+WITHOUT_A_GPU = "gpu-static"  # only if asked for
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -375,7 +377,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*PARTS, WITHOUT_A_GPU), default=PARTS, help="parts"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="batch size in place of the paper's")
     parser.add_argument("--threads", type=int, help="threads in place of PyTorch's choice")
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
@@ -386,7 +391,12 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     table = Table()
     table.say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {huge_pages()}")
-    for part in options.only:
+    if options.device == "cuda":
+        gpu_static.measure_cuda(options, table, SHAPES, WINDOWS, layers)
+    elif WITHOUT_A_GPU in options.only:
+        gpu_static.print_static(SHAPES, table.say)
+    on_cpu = options.only if options.device == "cpu" else ()
+    for part in (part for part in on_cpu if part != WITHOUT_A_GPU):
         globals()[f"measure_{part}"](options, table)
     table.write(options.output)
     print("\n".join(["", *table.lines]))

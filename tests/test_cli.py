@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 MESSAGES = {
-    "norm=lnc": "norm=lnc: no such norm; did you mean ln or lcn?",
+    "norm=lnc": "norm=lnc: no such norm; did you mean ln or lrn or lcn?",
     "task=citiscapes": "no such task; did you mean cityscapes?",
     "experiment=table1_w18_lcm": "did you mean table1_w18_lcn",
     "task.model=hrnetv2_w49": "no such task/model; did you mean hrnetv2_w48",
@@ -59,7 +59,13 @@ def test_a_sweep_over_nothing_is_a_mistake(train):
 def test_help_shows_groups_and_common_commands(train):
     done = train("--help")
     assert done.returncode == 0
-    for part in ("norm: bn, gn, in, lcn", "table4_w227", "data=mini", "--cfg job", "Exit codes"):
+    for part in (
+        "norm: bn, brn, contrast, gn, in, lcn",
+        "table4_w227",
+        "data=mini",
+        "--cfg job",
+        "Exit codes",
+    ):
         assert part in done.stdout
 
 

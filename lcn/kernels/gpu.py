@@ -1,27 +1,35 @@
 """The GPU kernel on tensors: launches the Triton kernels.
 
 Where the window covers the map the layer is Group Normalization, and PyTorch's own kernels run it.
-The tiled rule, the released layer's whole-map case and rows of more than 8,192 cells have no kernel
-here and run in plain PyTorch.  Work is done on a few groups at a time, so that the planes between
-the kernels stay small beside the input.
+The tiled rule, the released layer's whole-map case and windows of more than some thousand columns
+have no kernel here and run in plain PyTorch.
 """
 
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from ..window import covers_map
 from . import gpu_loops, reference_kernel
 
-_WIDEST = 8192
-_COLUMNS = 128  # columns of a program that slides down
-# Cells (of all groups together) that are worked on at once: enough to fill a GPU.
-_CELLS_AT_ONCE = 1 << 23
+# Cells (of all groups) of a tile.
+_CELLS = 2048
+_MOST_LANES = 4096
+_MOST_ROWS = 4
+# Windows higher than this are put together from sums over blocks of rows, made by another kernel.
+_DIRECT_ROWS = 31
+_BLOCK_ROWS = 16
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is not below."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 class _Plan:
-    """Shapes and window of one call, for the kernels."""
+    """Shapes, window and tiles of one call, for the kernels."""
 
     def __init__(
         self, x: Tensor, channels_per_group: int, window: tuple[int, int], eps: float, rule: str
@@ -34,40 +42,114 @@ class _Plan:
         self.row_count = self.height - self.row_size + 1 - self.offset
         self.col_count = self.width - self.col_size + 1 - self.offset
         self.eps = eps
-        self.block = max(16, 1 << (self.width - 1).bit_length())
-        self.warps = min(max(self.block // 256, 1), 16)
+        self.acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.blocks = _BLOCK_ROWS if self.row_size > _DIRECT_ROWS else 0
+        self.rows = self.lanes = 0
+        for together in (*self._channels_of_tile(x), (1, 1)):
+            self.side_by_side, self.channels_at_once = together
+            if self._choose_tile():
+                break
+        self._derive()
 
-    def chunks(self) -> list[tuple[int, int]]:
-        """``(first group, number of groups)`` of each part of the work."""
-        every = self.samples * self.groups
-        at_once = max(1, min(every, _CELLS_AT_ONCE // (self.height * self.width)))
-        return [(first, min(at_once, every - first)) for first in range(0, every, at_once)]
+    def _channels_of_tile(self, x: Tensor) -> list[tuple[int, int]]:
+        """Groups and channels that lie side by side: a sector of 32 bytes where they do."""
+        if x.stride(1) != 1 or x.stride(3) == 1:
+            return []
+        sector = 32 // x.element_size()
+        at_once = min(_power_of_two(self.per_group), 8)
+        return [(min(max(sector // at_once, 1), _power_of_two(self.groups)), at_once), (1, at_once)]
 
-    def column_moments(self, x: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
-        means = x.new_empty(count, self.row_count, self.width, dtype=torch.float32)
-        squares = torch.empty_like(means)
-        # A band starts with a whole window: not many more rows than it then slides over.
-        band = max(self.row_size, 32)
-        grid = (count, -(-self.width // _COLUMNS), -(-self.row_count // band))
-        gpu_loops.column_moments[grid](
-            x, means, squares, first, self.groups, self.per_group, self.height, self.width,
-            *x.stride(), self.row_count, self.row_size, self.offset, band, BLOCK=_COLUMNS,
-        )  # fmt: skip
-        return means, squares
+    def _choose_tile(self) -> bool:
+        """Rows and lanes with the fewest lanes of halo and rows read per row, if there are any."""
+        values = self.side_by_side * max(self.channels_at_once // 2, 1)
+        best = float("inf")
+        lanes = 16
+        while lanes <= min(_power_of_two(max(self.width, 16)), _MOST_LANES // values):
+            windows = self._windows(lanes)
+            rows = min(_MOST_ROWS, max(_CELLS // (lanes * values), 1))
+            while rows > self.row_size:
+                rows //= 2
+            if windows > 0:
+                middle = min(self.row_size, 2 * _BLOCK_ROWS + self.row_size // 10)
+                cost = 60 + 4 * self.per_group * (middle + 2 * rows) / rows
+                cost *= lanes * -(-self.col_count // windows)
+                if cost < best:
+                    best, self.rows, self.lanes = cost, rows, lanes
+            lanes *= 2
+        return best < float("inf")
 
-    def launch(self, kernel: Any, count: int, *arguments: Any, **constants: Any) -> None:
-        """One program per row of each group."""
-        kernel[(count, self.height)](
-            *arguments, BLOCK=self.block, num_warps=self.warps, **constants
+    def _derive(self) -> None:
+        """What follows from the tile."""
+        self.planes = self.samples * -(-self.groups // self.side_by_side)
+        self.windows = self._windows(self.lanes)  # a multiple of 16, or more than there are
+        self.halo = 0 if self.windows >= self.col_count else self.lanes - self.windows
+        self.tiles = -(-self.height // self.rows)
+        self.columns = -(-self.col_count // self.windows)
+        # So many values a thread that they fit its registers; addresses that are no vectors' take
+        # registers too, and so does a second channel.
+        is_light = self.width % 4 == 0 and self.channels_at_once == 1
+        of_thread = 16 if is_light and self.acc == torch.float32 else 8
+        values = self.lanes * self.side_by_side * self.rows * max(self.channels_at_once // 2, 1)
+        self.warps = min(max(values // (32 * of_thread), 2), 8)
+        # Neighbouring lanes that one thread has, of each row.
+        self.sub = max(1, self.lanes * self.side_by_side // (32 * self.warps))
+
+    def _windows(self, lanes: int) -> int:
+        """How many windows begin in a tile of ``lanes``."""
+        if lanes >= self.width:
+            return lanes
+        return (lanes - self.col_size + 1 - self.offset) // 16 * 16  # aligned
+
+    def constants(self) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        return {
+            "ROWS": self.rows,
+            "LANES": self.lanes,
+            "WINDOWS": self.windows,
+            "GROUPS": self.side_by_side,
+            "CHANNELS": self.channels_at_once,
+            "SEGMENT": min(1 << (self.col_size.bit_length() - 1), self.lanes),
+            "SUB": self.sub,
+            "BLOCK_ROWS": self.blocks,
+            "ACC": tl.float64 if self.acc == torch.float64 else tl.float32,
+            "num_warps": self.warps,
+        }
+
+    def planes_at_once(self, x: Tensor, bytes_per_cell: int) -> int:
+        """Two passes on so many planes, ``bytes_per_cell`` of a plane each, leave something of the
+        level-2 cache."""
+        plane = self.side_by_side * self.height * self.width * bytes_per_cell
+        return max(1, min(self.planes, _level_2_cache(x.device) * 3 // 8 // plane))
+
+    def shape_arguments(self) -> tuple[int, ...]:
+        return self.groups, self.per_group, self.height, self.width
+
+    def window_arguments(self) -> tuple[int | float, ...]:
+        sizes = (self.row_count, self.row_size, self.col_count, self.col_size)
+        return (*sizes, self.offset, self.eps)
+
+    def term_shapes(self, slots: int) -> tuple[tuple[int, ...], ...]:
+        """Of what the gradient of the input is put together from."""
+        row = self.col_count, self.side_by_side
+        return (
+            (slots, 2, self.height, *row),
+            (slots, self.tiles, 3, 2, *row),
+            (slots, self.tiles, *row),
+            (slots, self.height, self.width, self.side_by_side),
         )
+
+    def block_shape(self, slots: int) -> tuple[int, ...]:
+        bands = self.height // self.blocks if self.blocks else 0
+        return slots, bands, 3, self.width, self.side_by_side
 
 
 def has_kernel(x: Tensor, window: tuple[int, int], rule: str) -> bool:
     """Whether there is a Triton kernel for this call."""
     covered = covers_map(rule, window, x.shape[2], x.shape[3])
     extent = sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True))
-    sizes_fit = x.shape[3] <= _WIDEST and x.numel() > 0 and extent < 2**31
-    return not covered and rule != "tiled" and x.dtype != torch.float64 and sizes_fit
+    if covered or rule == "tiled" or x.numel() == 0 or extent >= 2**31:
+        return False
+    return x.shape[3] <= _MOST_LANES or window[1] <= _MOST_LANES - 32
 
 
 def forward(
@@ -89,14 +171,21 @@ def forward(
     plan = _Plan(x, channels_per_group, window, eps, rule)
     y = torch.empty_like(x)
     weight, bias = _vector(weight, x, 1.0), _vector(bias, x, 0.0)
-    for first, count in plan.chunks():
-        means, squares = plan.column_moments(x, first, count)
-        plan.launch(
-            gpu_loops.normalize, count,
-            x, y, weight, bias, means, squares, first, plan.groups, plan.per_group,
-            plan.height, plan.width, *x.stride(), *y.stride(), plan.row_count, plan.row_size,
-            plan.col_count, plan.col_size, plan.offset, plan.eps,
-        )  # fmt: skip
+    at_once, chunks = plan.planes, 1
+    programs = plan.planes * plan.tiles * plan.columns
+    turns = blocks = weight  # not read
+    if plan.blocks:
+        at_once = plan.planes_at_once(x, x.element_size() * plan.per_group)
+        chunks = -(-plan.planes // at_once)
+        of_blocks = plan.height // plan.blocks * -(-plan.width // plan.lanes)
+        programs = (chunks + 1) * at_once * (of_blocks + plan.tiles * plan.columns)
+        slots = at_once * min(chunks, gpu_loops.RING.value)
+        blocks = x.new_empty(plan.block_shape(slots), dtype=plan.acc)
+        turns = torch.zeros(1 + 2 * chunks, dtype=torch.int32, device=x.device)
+    gpu_loops.forward[(programs,)](
+        x, y, weight, bias, blocks, turns, plan.planes, at_once, *plan.shape_arguments(),
+        *x.stride(), *y.stride(), *plan.window_arguments(), **plan.constants(),
+    )  # fmt: skip
     return y
 
 
@@ -117,38 +206,33 @@ def backward(
     plan = _Plan(x, channels_per_group, window, eps, rule)
     detached = rule == "released"
     out = torch.empty_like(x)
-    vector = _vector(weight, x, 1.0)
-    rows = (plan.samples, x.shape[1], plan.height, 2)
-    partial = torch.empty(rows, dtype=torch.float32, device=x.device)
-    strides = (*x.stride(), *grad.stride(), *out.stride())
-    for first, count in plan.chunks():
-        means, squares = plan.column_moments(x, first, count)
-        planes = (1, 1, 1) if detached else (count, plan.height, plan.width)
-        terms = [x.new_empty(planes, dtype=torch.float32) for _ in range(2)]
-        plan.launch(
-            gpu_loops.gradient_terms, count,
-            x, grad, out, vector, means, squares, *terms, partial,
-            first, plan.groups, plan.per_group, plan.height, plan.width, *strides,
-            plan.row_count, plan.row_size, plan.col_count, plan.col_size, plan.offset, plan.eps,
-            DETACHED=detached,
-        )  # fmt: skip
-        if detached:
-            continue
-        sums = [torch.empty_like(terms[0]) for _ in range(2)]
-        band = max(plan.row_size, 32)
-        grid = (count, -(-plan.width // _COLUMNS), -(-plan.height // band))
-        gpu_loops.sum_terms_down[grid](
-            *terms, *sums, plan.height, plan.width, plan.row_count, plan.row_size, band,
-            BLOCK=_COLUMNS,
-        )  # fmt: skip
-        plan.launch(
-            gpu_loops.input_gradient, count,
-            x, grad, out, vector, means, squares, *sums,
-            first, plan.groups, plan.per_group, plan.height, plan.width, *strides,
-            plan.row_count, plan.row_size, plan.col_count, plan.col_size, plan.eps,
-        )  # fmt: skip
+    partial = x.new_empty(plan.samples, x.shape[1], plan.tiles * plan.columns, 2, dtype=plan.acc)
+    of_planes = 4 * plan.acc.itemsize  # P, Q, rstd and what goes with them
+    at_once = plan.planes_at_once(x, 3 * x.element_size() * plan.per_group + of_planes)
+    chunks = -(-plan.planes // at_once)
+    slots = at_once * min(chunks, gpu_loops.RING.value)
+    shapes = plan.term_shapes(0 if detached else slots)
+    planes = [x.new_empty(shape, dtype=plan.acc) for shape in (plan.block_shape(slots), *shapes)]
+    turns = torch.zeros(1 + 3 * chunks, dtype=torch.int32, device=x.device)
+    passes = [plan.tiles * plan.columns]
+    if plan.blocks:
+        passes.append(plan.height // plan.blocks * -(-plan.width // plan.lanes))
+    if not detached:
+        passes.append(plan.tiles * -(-plan.width // (plan.lanes - plan.halo)))
+    gpu_loops.backward[((chunks + len(passes) - 1) * at_once * sum(passes),)](
+        x, grad, out, _vector(weight, x, 1.0), *planes, partial, turns, plan.planes, at_once,
+        *plan.shape_arguments(), *x.stride(), *grad.stride(), *out.stride(),
+        *plan.window_arguments(), DETACHED=detached, HALO=plan.halo, **plan.constants(),
+    )  # fmt: skip
     weight_grad, bias_grad = partial.sum(dim=(0, 2), dtype=torch.float64).unbind(dim=1)
     return out, weight_grad, bias_grad
+
+
+def _level_2_cache(device: torch.device) -> int:
+    """In bytes; without a GPU, where the kernels are interpreted, that of a small one."""
+    if device.type != "cuda":
+        return 1 << 22
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def _is_group_norm(x: Tensor, weight: Tensor | None, window: tuple[int, int], rule: str) -> bool:
