@@ -415,6 +415,16 @@ def _take_task(typing_context, job_address):
 # ---------------------------------------------------------------- rows, bands and small loops
 
 
+@njit(error_model="numpy", forceinline=True)
+def _zeros(count, like):
+    """``count`` zeros of the type of ``like``, from a multiple of 64 bytes: a vector that crosses
+    cache lines counts twice."""
+    memory = np.zeros(count + 64 // like.itemsize, like.dtype)
+    first = -memory.ctypes.data % 64 // like.itemsize
+    return memory[first : first + count]
+
+
+
 @njit(**_INLINE)
 def _fill(row, start, stop, value):
     """``row[start:stop] = value``, which is in the type of the row."""
@@ -1042,9 +1052,10 @@ def compile_forward(element: Any, working: Any) -> Any:
         weight = carray(_pointer(job.weight_ptr), job.channels, working)
         bias = carray(_pointer(job.bias_ptr), job.channels, working)
         cells = job.width + ROOM
-        sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
-        high, low = np.zeros(cells, working), np.zeros(cells, working)
-        rstd = np.zeros(cells, working)
+        wide, narrow = np.empty(0, np.float64), np.empty(0, working)
+        sums, squares = _zeros(2 * (_LEFT + cells), wide), _zeros(2 * (_LEFT + cells), wide)
+        high, low = _zeros(cells, narrow), _zeros(cells, narrow)
+        rstd = _zeros(cells, narrow)
         groups = job.channels // job.per_group
         while True:
             task = _take_task(address)
@@ -1072,18 +1083,20 @@ def compile_backward(element: Any, working: Any) -> Any:
             _pointer(job.partial_ptr), (job.bands, job.samples, 2, job.channels), np.float64
         )
         cells = job.width + ROOM
-        sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
-        high, low = np.zeros(cells, working), np.zeros(cells, working)
-        a, b = np.zeros(cells), np.zeros(cells)
-        row_a, row_b = np.zeros(cells, working), np.zeros(cells, working)
-        p_windows, q_windows = np.zeros(job.col_size + cells), np.zeros(job.col_size + cells)
-        p_cells, q_cells = np.zeros(cells, working), np.zeros(cells, working)
+        wide, narrow = np.empty(0, np.float64), np.empty(0, working)
+        sums, squares = _zeros(2 * (_LEFT + cells), wide), _zeros(2 * (_LEFT + cells), wide)
+        high, low = _zeros(cells, narrow), _zeros(cells, narrow)
+        a, b = _zeros(cells, wide), _zeros(cells, wide)
+        row_a, row_b = _zeros(cells, narrow), _zeros(cells, narrow)
+        p_windows = _zeros(job.col_size + cells, wide)
+        q_windows = _zeros(job.col_size + cells, wide)
+        p_cells, q_cells = _zeros(cells, narrow), _zeros(cells, narrow)
         totals = np.zeros(2 * LANES * job.per_group)
         per_group = job.slots * 3 * cells
         shared = job.stage == FOLD or job.stage == FINISH
         planes = carray(_pointer(job.planes_ptr), _MANY, working)
         if not shared:
-            planes = np.empty(per_group, working)
+            planes = _zeros(per_group, narrow)
         groups = job.channels // job.per_group
         while True:
             task = _take_task(address)

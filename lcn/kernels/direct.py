@@ -46,7 +46,7 @@ def _is_plain(x: Tensor) -> bool:
     if type(x) is not Tensor and type(x) is not Parameter:
         return False
     keys = _keys(x)
-    return keys == _PLAIN or keys == _PLAIN_INFERENCE
+    return keys in (_PLAIN, _PLAIN_INFERENCE)
 
 
 def local_context_norm(
