@@ -121,7 +121,7 @@ def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], 
     n, _, h, w = x.shape
     if n == 0 or channels_per_group * h * w == 1 or not covers_map(rule, window, h, w):
         return False
-    return rule == "released" or not (x.is_contiguous() and huge_pages.pay(x))
+    return rule == "released" or not (x.is_contiguous() and huge_pages.would_help(x))
 
 
 def _group_norm(

@@ -1,7 +1,7 @@
 """The CPU kernel on tensors: describes the job, hands it to the compiled loops.
 
-Differs from the reference in nothing but rounding.  Statistics are float64; the rest is float32
-(float64 for float64 inputs).  Nothing is kept for the backward but the input: statistics are
+Differs from the reference in nothing but rounding. Statistics are float64; the rest is float32
+(float64 for float64 inputs). Nothing is kept for the backward but the input: statistics are
 computed again.
 """
 

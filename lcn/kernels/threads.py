@@ -1,11 +1,11 @@
 """Runs a compiled loop on as many threads as PyTorch uses, without a thread pool of its own.
 
 Every thread calls the same C function ``void body(void *job)``, which takes task after task from a
-counter in ``job`` until none is left.  So the result never depends on how many threads came.
+counter in ``job`` until none is left. So the result never depends on how many threads came.
 
 Where PyTorch runs on an OpenMP library, the threads are that library's: the same ones that just
-ran the convolution before this layer.  A second pool would have to compete with them, since they
-keep spinning for a while after their work.  Elsewhere plain Python threads call the function, which
+ran the convolution before this layer. A second pool would have to compete with them, since they
+keep spinning for a while after their work. Elsewhere plain Python threads call the function, which
 ctypes does without holding the interpreter lock.
 """
 
