@@ -378,7 +378,7 @@ def _slide(typing_context, total, state, change):
     """The next LANES sums of a window that slides along a row, and the state for the next call.
 
     ``change`` is what each of these windows gains over the one before it. The sum of a window is
-    that of the window a register before it and the changes since, added up in pairs, fours and, with
+    that of the window a register before it and the changes since, added up in pairs, fours and, in
     registers of eight numbers, eights. The state is the last changes, pairs and fours.
     """
     width = LANES if _HAS_AVX512 else LANES // 2  # of a register, in numbers
@@ -469,17 +469,6 @@ def _zeros(count, like):
     memory = np.zeros(count + 64 // like.itemsize, like.dtype)
     first = -memory.ctypes.data % 64 // like.itemsize
     return memory[first : first + count]
-
-
-
-@njit(error_model="numpy", forceinline=True)
-def _zeros(count, like):
-    """``count`` zeros of the type of ``like``, from a multiple of 64 bytes: a vector that crosses
-    cache lines counts twice."""
-    memory = np.zeros(count + 64 // like.itemsize, like.dtype)
-    first = -memory.ctypes.data % 64 // like.itemsize
-    return memory[first : first + count]
-
 
 
 @njit(**_INLINE)
@@ -631,6 +620,8 @@ def _slide_windows(sums, squares, job):
     """
     size, count = job.col_size, job.col_count
     left, windows = _LEFT + job.offset - 1, sums.size // 2
+    if job.offset:  # a column that no window holds
+        sums[left] = squares[left] = 0.0
     total, square = _splat(_sum(sums, left, size)), _splat(_sum(squares, left, size))
     zero = _splat(0.0)
     total_state = square_state = (zero, zero, zero)
@@ -673,9 +664,7 @@ def _window_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift):
 
 
 @njit(**_PLAIN)
-def _moments_anew(
-    job, x, base, shift, start, stop, sums, squares, high, low, rstd, rstd_at, scale
-):
+def _moments_anew(job, x, base, shift, start, stop, sums, squares, high, low, rstd, rstd_at, scale):
     """Statistics of a row of windows from sums without a past; returns the largest mean square."""
     _first_window_row(sums, squares, x, base, start, stop, job, shift)
     windows, left = sums.size // 2, _LEFT + job.offset
@@ -951,14 +940,12 @@ def _sum_over_holders(windows, holders, size, width):
 
 @njit(**_PLAIN)
 def _terms_anew(u, job, planes, planes_base, p_windows, q_windows, p_cells, q_cells):
-    """As ``_terms_of_row``, from sums without a past, so that a NaN goes no further than it must."""
+    """As ``_terms_of_row``, from sums without a past, in which no NaN is left over."""
     size, width = job.col_size, job.width
     _fill(p_windows, 0, p_windows.size, 0.0)
     _fill(q_windows, 0, q_windows.size, 0.0)
     for k in range(max(u - job.row_size + 1, 0), min(u + 1, job.row_count)):
-        _change_terms(
-            p_windows, q_windows, size, job.col_count, planes, planes_base, k, 1.0, job
-        )
+        _change_terms(p_windows, q_windows, size, job.col_count, planes, planes_base, k, 1.0, job)
     _box_sums(p_windows, 1, size, p_cells, 0, width)
     _box_sums(q_windows, 1, size, q_cells, 0, width)
 
