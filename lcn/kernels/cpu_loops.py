@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import carray, cfunc, njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.options import DefaultOptions
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -45,7 +45,11 @@ JOB_FIELDS = (
 JOB = np.dtype([(name, np.float64 if name == "eps" else np.int64) for name in JOB_FIELDS])
 
 LANES = 8
-_HAS_AVX512 = binding.get_host_cpu_features().get("avx512vl", False)
+# Numba compiles for this processor, unless its environment names another.
+_HAS_AVX512 = (
+    not config.CPU_NAME  # type: ignore[attr-defined]
+    and binding.get_host_cpu_features().get("avx512vl", False)
+)
 ROOM = 2 * LANES  # cells that a row buffer has beyond the width of the map
 
 # Without NRT, Numba's reference counting: atomic operations on every buffer for every row, a fifth
