@@ -168,6 +168,16 @@ def measure_windowed(options: argparse.Namespace, table: "Table") -> None:
         table.say_mean(f"windowed, {mode}", found)
 
 
+def measure_fixed(options: argparse.Namespace, table: "Table") -> None:
+    """What a call costs before and after the work on cells, of which this map has 64 a channel."""
+    shape = (1, 4, 8, 8)
+    for mode in ("forward", "forward+backward"):
+        times = best_times(layers(2, 3), shape, mode != "forward", options.seconds)
+        table.add("fixed", "next to no cells", mode, shape, 2, 3, times)
+        more = 1e6 * (times["lcn"] - times["gn"])
+        table.say(f"fixed part, {mode}: {more:.0f} microseconds more than GroupNorm's")
+
+
 def measure_shapes(options: argparse.Namespace, table: "Table") -> None:
     kinds: dict[tuple[str, bool], list[float]] = {}
     for what, batch, c, h, w, c_group, window in SHAPES:
@@ -443,6 +453,7 @@ def keep_freed_memory() -> None:
 
 PARTS = {
     "windowed": measure_windowed,
+    "fixed": measure_fixed,
     "shapes": measure_shapes,
     "windows": measure_windows,
     "algorithm1": measure_algorithm1,
