@@ -104,9 +104,7 @@ def _normalize(
         return _group_norm(x, weight, bias, channels_per_group, eps, rule)
     is_direct = backend in ("auto", "cpu") and direct.is_possible(x, weight, bias)
     call = direct.local_context_norm if is_direct else operator.local_context_norm
-    return call(
-        x, weight, bias, channels_per_group, *window, eps, rule, backend
-    )
+    return call(x, weight, bias, channels_per_group, *window, eps, rule, backend)
 
 
 def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], rule: str) -> bool:
