@@ -552,7 +552,7 @@ def _add_row_at(sums, squares, x, base, shift, j, cells):
 def _first_window_row(sums, squares, x, base, start, stop, job, shift):
     """Column sums of the rows ``start .. stop - 1`` of a group.
 
-    Row after row: memory is faster so than the adding up of a few rows at once.
+    They are added one row at a time. To read several rows at once was slower from memory.
     """
     width, shifts = job.width, _splat(shift)
     whole = width - width % LANES
@@ -580,9 +580,10 @@ def _exchange_row_at(sums, squares, x, new, old, twice, j, cells):
 
 @njit(**_INLINE)
 def _next_window_row(sums, squares, x, base, start, stop, job, shift):
-    """The same from the sums of one row further up: one row enters and one leaves.
+    """Column sums of the rows ``start .. stop - 1``, given those of ``start - 1 .. stop - 2``.
 
-    The squares change by a product of sum and difference.
+    Row ``stop - 1`` enters and row ``start - 1`` leaves. With the new value a and the old value b
+    the squares change by ``(a - b) * (a + b)``.
     """
     width, twice = job.width, _splat(2.0 * shift)
     whole = width - width % LANES
@@ -801,9 +802,9 @@ def _products_at(
 def _add_products(
     job, x, grad, weight, high, low, rstd, rstd_at, a, b, totals, n, g, i_begin, i_end
 ):
-    """Add A and B of each cell of the output rows to ``a`` and ``b``, in the precision that these
-    have, and the sums of grad and grad d r of each channel, those of one row in the working
-    precision, to ``totals``."""
+    """Add A and B of each cell of the output rows to ``a`` and ``b`` ``[line]``, in the precision
+    that these have, and the sums of grad and of grad d r to ``totals`` ``[per_group, 2, LANES]``.
+    The sums of one row are in the working precision."""
     width = job.width
     whole = width - width % LANES
     for c in range(job.per_group):
@@ -1064,6 +1065,18 @@ def _backward_task(
     job, x, grad, out, weight, partial, planes, planes_base, sums, squares, high, low, a, b,
     row_a, row_b, totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
 ):  # fmt: skip
+    """The stage of the job for band ``band`` of group ``g`` of sample ``n``.
+
+    ``x``, ``grad`` and ``out`` are the whole tensors, from their first element; strides are in the
+    job. ``weight`` is ``[channels]``, ``partial`` ``[2, channels]``: gradients of weight and bias.
+    ``planes`` is ``[slots, 3, line]`` from ``planes_base`` on, with ``line = width + ROOM``: P and
+    Q of the windows of a row, r of its cells. The rest are buffers.
+
+    Float64: ``sums`` and ``squares`` ``[2, _LEFT + line]``, of columns and of windows; ``a`` and
+    ``b`` ``[line]``; ``p_windows`` and ``q_windows`` ``[col_size + line]``; ``totals``
+    ``[per_group, 2, LANES]``. Of the working precision, ``[line]``: ``high``, ``low``, ``row_a``,
+    ``row_b``, ``p_cells`` and ``q_cells``.
+    """
     stage = job.stage
     first_channel = g * job.per_group
     base = n * job.x_n + first_channel * job.x_c

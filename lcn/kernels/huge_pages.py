@@ -1,10 +1,10 @@
 """Large results on huge pages.
 
-The memory of a large result is fresh in every call: the system hands it out page by page as it is
-first written, which at 4 KB a page takes longer than the layer itself. Linux hands out 2 MB at a
-time where a program asks for it, if transparent huge pages are in their mode ``madvise``; in the
-mode ``always`` every program has them, in the mode ``never`` and on other systems none. PyTorch
-asks for all of its tensors if ``THP_MEM_ALLOC_ENABLE=1`` is in the environment.
+The memory of a large result is fresh in every call. The system hands it out page by page as it is
+first written, which at 4 KB a page takes longer than the layer itself. Linux can hand out 2 MB at a
+time. In its mode ``always`` every program gets such pages, in the mode ``madvise`` those programs
+that ask, in the mode ``never`` none. PyTorch asks for all of its tensors if
+``THP_MEM_ALLOC_ENABLE=1`` is in the environment.
 """
 
 import ctypes
