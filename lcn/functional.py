@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import operator
 from .arguments import check_arguments
-from .kernels import huge_pages, memory_format_of, reference, size_free
+from .kernels import direct, huge_pages, memory_format_of, reference, size_free
 from .window import covers_map, window_pair
 
 
@@ -102,9 +102,9 @@ def _normalize(
     may_be_group_norm = backend == "auto" and not is_recorded
     if may_be_group_norm and _is_group_norm(x, channels_per_group, window, rule):
         return _group_norm(x, weight, bias, channels_per_group, eps, rule)
-    return operator.local_context_norm(
-        x, weight, bias, channels_per_group, *window, eps, rule, backend
-    )
+    is_direct = backend in ("auto", "cpu") and direct.is_possible(x, weight, bias)
+    call = direct.local_context_norm if is_direct else operator.local_context_norm
+    return call(x, weight, bias, channels_per_group, *window, eps, rule, backend)
 
 
 def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], rule: str) -> bool:
@@ -119,7 +119,7 @@ def _is_group_norm(x: Tensor, channels_per_group: int, window: tuple[int, int], 
     n, _, h, w = x.shape
     if n == 0 or channels_per_group * h * w == 1 or not covers_map(rule, window, h, w):
         return False
-    return rule == "released" or not (x.is_contiguous() and huge_pages.pay(x))
+    return rule == "released" or not (x.is_contiguous() and huge_pages.would_help(x))
 
 
 def _group_norm(

@@ -1,14 +1,14 @@
 """Time and memory of Local Context Normalization beside GroupNorm and the paper's Algorithm 1.
 
-    python scripts/benchmark.py                          everything below, about ten minutes
-    python scripts/benchmark.py --only shapes windows --batch 1 --threads 1
+    python scripts/benchmark.py                          everything below, about fifteen minutes
+    python scripts/benchmark.py --only windowed          the headline: windows smaller than the map
+    python scripts/benchmark.py --against old/benchmark.csv
 
 Every ratio compares times of one run, taken in turns on the same tensor and threads; each time is
-the smallest of the repetitions, the one least disturbed by whatever else the machine does.  Freed
+the smallest of the repetitions, the one least disturbed by whatever else the machine does. Freed
 memory of up to 32 MB stays with the process, so that fresh pages (which can cost several times the
-layer) are not paid for by whichever layer happens to be the one; larger tensors always pay.  Where
-Linux gives huge pages to programs that ask, our layer does, and GroupNorm only with
-THP_MEM_ALLOC_ENABLE=1 in the environment: then the two are compared on equal memory.
+layer) are not paid for by whichever layer happens to be the one; larger tensors always pay, and
+both layers get huge pages for them where Linux has any (--small-pages: as PyTorch comes).
 Writes benchmark.csv and benchmark.png (cost over window size) to --output.
 """
 
@@ -20,12 +20,17 @@ import functools
 import math
 import multiprocessing
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+# PyTorch asks for huge pages if this is set before it is imported.
+if "--small-pages" not in sys.argv:
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import gpu_static
 import torch
@@ -60,8 +65,23 @@ SHAPES = [
     ("ResNet-50 224, stage 3", 32, 1024, 14, 14, 32, 127),
     ("ResNet-50 224, stage 4", 32, 2048, 7, 7, 32, 127),
 ]
+# Where windows are windows: maps of networks at inference (batch 1) and at batch 2.
+# (what, channels, height, width, c_group, windows)
+WINDOWED = [
+    ("HRNet-W18-small 512x1024, branch 4", 128, 16, 32, 2, (7, 15)),
+    ("HRNet-W18-small 512x1024, branch 3", 64, 32, 64, 2, (7, 15, 31)),
+    ("HRNet-W18-small 512x1024, branch 2", 32, 64, 128, 2, (7, 15, 31, 63)),
+    ("HRNet-W18-small 512x1024, branch 1", 16, 128, 256, 2, (7, 15, 31, 63, 127)),
+    ("HRNet-W18-small 1024x2048, stem", 64, 512, 1024, 2, (31, 127)),
+    ("U-Net 256, level 5", 1024, 16, 16, 4, (7, 15)),
+    ("U-Net 256, level 3", 256, 64, 64, 4, (7, 31)),
+    ("U-Net 256, level 1", 64, 256, 256, 4, (15, 63, 127)),
+    ("ResNet-50 224, stage 1", 256, 56, 56, 32, (7, 31)),
+    ("ResNet-50 224, stem", 64, 112, 112, 32, (15, 63)),
+    ("Mask R-CNN 800x1216, stage 3", 256, 50, 76, 8, (15, 31)),
+    ("Mask R-CNN 800x1216, stage 2", 256, 100, 152, 8, (31, 63)),
+]
 WINDOWS = (3, 7, 15, 31, 63, 127, 255, "all")
-PARTS = ("shapes", "windows", "algorithm1", "layouts", "memory", "step", "start")
 WITHOUT_A_GPU = "gpu-static"  # only if asked for
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -134,17 +154,43 @@ def best_times(
     return {name: min(values) for name, values in times.items()}
 
 
-def measure_shapes(options: argparse.Namespace, table: "Table") -> None:
+def measure_windowed(options: argparse.Namespace, table: "Table") -> None:
+    """The headline: every window is smaller than its map."""
     ratios: dict[str, list[float]] = {"forward": [], "forward+backward": []}
+    for what, c, h, w, c_group, windows in WINDOWED:
+        for batch in (options.batch,) if options.batch else (1, 2):
+            for window in windows:
+                for mode, found in ratios.items():
+                    shape = (batch, c, h, w)
+                    seconds = options.seconds / 2
+                    times = best_times(layers(c_group, window), shape, mode != "forward", seconds)
+                    found.append(times["lcn"] / times["gn"])
+                    table.add("windowed", what, mode, shape, c_group, window, times)
+    for mode, found in ratios.items():
+        table.say_mean(f"windowed, {mode}", found)
+
+
+def measure_fixed(options: argparse.Namespace, table: "Table") -> None:
+    """What a call costs before and after the work on cells, of which this map has 64 a channel."""
+    shape = (1, 4, 8, 8)
+    for mode in ("forward", "forward+backward"):
+        times = best_times(layers(2, 3), shape, mode != "forward", options.seconds)
+        table.add("fixed", "next to no cells", mode, shape, 2, 3, times)
+        more = 1e6 * (times["lcn"] - times["gn"])
+        table.say(f"fixed part, {mode}: {more:.0f} microseconds more than GroupNorm's")
+
+
+def measure_shapes(options: argparse.Namespace, table: "Table") -> None:
+    kinds: dict[tuple[str, bool], list[float]] = {}
     for what, batch, c, h, w, c_group, window in SHAPES:
         shape = (options.batch or batch, c, h, w)
-        for mode, found in ratios.items():
+        for mode in ("forward", "forward+backward"):
             times = best_times(layers(c_group, window), shape, mode != "forward", options.seconds)
-            found.append(times["lcn"] / times["gn"])
             table.add("shapes", what, mode, shape, c_group, window, times)
-    for mode, found in ratios.items():
-        mean = math.exp(statistics.fmean(map(math.log, found)))
-        table.say(f"shapes, {mode}: geometric mean {mean:.2f}, worst {max(found):.2f} of GroupNorm")
+            kinds.setdefault((mode, window >= max(h, w)), []).append(times["lcn"] / times["gn"])
+    for (mode, whole_map), found in kinds.items():
+        kind = "window covers the map" if whole_map else "window smaller than the map"
+        table.say_mean(f"shapes, {mode}, {kind}", found)
 
 
 def measure_windows(options: argparse.Namespace, table: "Table") -> None:
@@ -157,8 +203,8 @@ def measure_windows(options: argparse.Namespace, table: "Table") -> None:
         for window in WINDOWS:
             row = {"gn": times["gn"], "lcn": times[str(window)]}
             table.add("windows", f"window {window}", mode, shape, 2, window, row)
-        ours = [times[str(window)] for window in WINDOWS]
-        table.say(f"windows, {mode}: slowest over fastest {max(ours) / min(ours):.2f}")
+        ours = [times[str(window)] for window in WINDOWS if window != "all"]
+        table.say(f"windows 3 to 255, {mode}: slowest over fastest {max(ours) / min(ours):.2f}")
 
 
 def measure_algorithm1(options: argparse.Namespace, table: "Table") -> None:
@@ -318,6 +364,30 @@ class Table:
         self.lines.append(line)
         print(f"=> {line}", flush=True)
 
+    def say_mean(self, what: str, ratios: list[float]) -> None:
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        self.say(f"{what}: geometric mean {mean:.2f}, worst {max(ratios):.2f} of GroupNorm")
+
+    def compare(self, path: Path) -> None:
+        """Ratios of this run over those of an earlier one, of the cases that both have."""
+        case = ("part", "what", "mode", "shape", "c_group", "window")
+        with path.open(newline="") as file:
+            earlier = {tuple(row[key] for key in case): row for row in csv.DictReader(file)}
+        changes: dict[tuple[str, str], list[float]] = {}
+        for row in self.rows:
+            old = earlier.get(tuple(str(row[key]) for key in case))
+            if old is not None:
+                change = float(str(row["lcn_over_gn"])) / float(old["lcn_over_gn"])
+                changes.setdefault((str(row["part"]), str(row["mode"])), []).append(change)
+        for (part, mode), found in changes.items():
+            mean = math.exp(statistics.fmean(map(math.log, found)))
+            self.say(
+                f"{part}, {mode}: lcn over gn is {mean:.2f} of that in {path} "
+                f"({min(found):.2f} to {max(found):.2f}, {len(found)} cases)"
+            )
+        if not changes:
+            self.say(f"{path} has none of these cases")
+
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -355,6 +425,16 @@ class Table:
         figure.savefig(path, dpi=120)
 
 
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return (
+                    f"{line.partition(':')[2].strip()}, {torch.backends.cpu.get_cpu_capability()}"
+                )
+    return f"{platform.processor() or platform.machine()}"
+
+
 def huge_pages() -> str:
     with contextlib.suppress(OSError):
         modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
@@ -373,23 +453,45 @@ def keep_freed_memory() -> None:
         c_library.mallopt(trim_threshold, 2**31 - 1)
 
 
+PARTS = {
+    "windowed": measure_windowed,
+    "fixed": measure_fixed,
+    "shapes": measure_shapes,
+    "windows": measure_windows,
+    "algorithm1": measure_algorithm1,
+    "layouts": measure_layouts,
+    "memory": measure_memory,
+    "step": measure_step,
+    "start": measure_start,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", choices=(*PARTS, WITHOUT_A_GPU), default=PARTS, help="parts"
+        "--only",
+        nargs="+",
+        choices=(*PARTS, WITHOUT_A_GPU),
+        default=list(PARTS),
+        help="parts to run",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batch", type=int, help="batch size in place of the paper's")
+    parser.add_argument("--batch", type=int, help="batch size for all")
     parser.add_argument("--threads", type=int, help="threads in place of PyTorch's choice")
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier benchmark.csv")
+    parser.add_argument("--small-pages", action="store_true", help="no huge pages for GroupNorm")
     parser.add_argument("--output", type=Path, default=Path("benchmark"), help="folder to write")
     options = parser.parse_args()
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     table = Table()
+    if options.against and not options.against.is_file():
+        parser.error(f"--against: there is no file {options.against}")
+    table.say(processor())
     table.say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {huge_pages()}")
     if options.device == "cuda":
         gpu_static.measure_cuda(options, table, SHAPES, WINDOWS, layers)
@@ -397,7 +499,9 @@ def main() -> None:
         gpu_static.print_static(SHAPES, table.say)
     on_cpu = options.only if options.device == "cpu" else ()
     for part in (part for part in on_cpu if part != WITHOUT_A_GPU):
-        globals()[f"measure_{part}"](options, table)
+        PARTS[part](options, table)
+    if options.against:
+        table.compare(options.against)
     table.write(options.output)
     print("\n".join(["", *table.lines]))
 

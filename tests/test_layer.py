@@ -332,7 +332,7 @@ def test_group_norm_gradients_in_the_global_case(backend):
 def test_group_norm_in_the_global_case_of_large_tensors(dtype, shape, monkeypatch):
     """Where huge pages are to be had the CPU kernel runs, on rows of another length."""
     x, weight, bias, grad = (t.to(dtype) for t in tensors(*shape, offset=3.0))
-    monkeypatch.setattr(huge_pages, "pay", lambda x: True)
+    monkeypatch.setattr(huge_pages, "would_help", lambda x: True)
     ours = outputs(
         lambda x, *a: local_context_norm(x, *a, channels_per_group=2, window=600),
         *(x, weight, bias, grad),
@@ -350,7 +350,7 @@ def test_group_norm_in_the_global_case_of_large_tensors(dtype, shape, monkeypatc
 @pytest.mark.parametrize("large", [False, True])
 def test_the_result_is_no_view(window, large, monkeypatch):
     """An in-place activation after the layer, as most networks have, would copy a view."""
-    monkeypatch.setattr(huge_pages, "pay", lambda x: large)
+    monkeypatch.setattr(huge_pages, "would_help", lambda x: large)
     x = torch.randn(1, 4, 16, 16, requires_grad=True)
     y = local_context_norm(x, channels_per_group=2, window=window)
     assert not y._is_view()
@@ -374,7 +374,7 @@ def huge_page_bytes(tensor):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_large_result_lies_on_huge_pages(window, channels_last):
     x = torch.randn(1, 16, 512, 1100)  # 36 MB
-    if not huge_pages.pay(x):
+    if not huge_pages.would_help(x):
         pytest.skip("this system gives no huge pages to programs that ask for them")
     if channels_last:
         if window == "all":
@@ -407,7 +407,7 @@ def test_results_where_there_are_no_huge_pages_to_ask_for(
     huge_pages._page_bytes.cache_clear()
     try:
         large = torch.empty(1, 1, 3000, 3000)
-        assert not huge_pages.pay(large)
+        assert not huge_pages.would_help(large)
         assert huge_pages.empty_like(large, torch.contiguous_format).shape == large.shape
     finally:
         huge_pages._page_bytes.cache_clear()

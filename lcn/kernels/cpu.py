@@ -1,7 +1,7 @@
 """The CPU kernel on tensors: describes the job, hands it to the compiled loops.
 
-Differs from the reference in nothing but rounding.  Statistics are float64; the rest is float32
-(float64 for float64 inputs).  Nothing is kept for the backward but the input: statistics are
+Differs from the reference in nothing but rounding. Statistics are float64; the rest is float32
+(float64 for float64 inputs). Nothing is kept for the backward but the input: statistics are
 computed again.
 """
 
@@ -28,7 +28,11 @@ _ELEMENTS: dict[torch.dtype, tuple[Any, Any, torch.dtype]] = {
 }
 # Fewer elements than this per thread are not worth waking a thread for.
 _GRAIN = 8192
-_NEXT_TASK, _STAGE, _PLANES = map(JOB_FIELDS.index, ("next_task", "stage", "planes_ptr"))
+_NEXT_TASK, _STAGE = map(JOB_FIELDS.index, ("next_task", "stage"))
+_X, _GRAD, _OUT, _WEIGHT, _BIAS, _PARTIAL, _PLANES = (
+    JOB_FIELDS.index(f"{name}_ptr")
+    for name in ("x", "grad", "out", "weight", "bias", "partial", "planes")
+)
 
 
 @functools.cache
@@ -64,58 +68,55 @@ def _axis(length: int, window: int, rule: str) -> _Axis:
     return _Axis(length - size + 1 - offset, size, 1, offset)
 
 
-@dataclass
-class _Geometry:
-    """Everything about a call that does not depend on the values."""
+@dataclass(frozen=True)
+class _Plan:
+    """What a call is, apart from its values and where these lie; the same for calls alike."""
 
-    shape: tuple[int, int, int, int]
-    per_group: int
-    window: tuple[int, int]
-    eps: float
-    rule: str
-    threads: int
+    view: tuple[int, int, int, int] | None  # the shape to work on, if not that of the tensors
+    job: "array[int]"  # in the order of JOB_FIELDS; addresses are 0
+    groups: int
     bands: int
-
-    @classmethod
-    def of(
-        cls, x: Tensor, per_group: int, window: tuple[int, int], eps: float, rule: str
-    ) -> "_Geometry":
-        n, c, h, w = x.shape
-        workers = min(torch.get_num_threads(), max(x.numel() // _GRAIN, 1))
-        groups = n * (c // per_group)
-        bands = 1 if groups >= workers else min(-(-workers // max(groups, 1)), h)
-        return cls((n, c, h, w), per_group, window, eps, rule, workers, bands)
-
-    @property
-    def groups(self) -> int:
-        return self.shape[0] * (self.shape[1] // self.per_group)
-
-    def job(
-        self, *inputs: Tensor, out: int, weight: int, bias: int = 0, partial: int = 0
-    ) -> "array[int]":
-        """A job as the loops read it, for ``inputs`` ``x`` and, in the backward, ``grad``; the
-        rest are addresses."""
-        n, c, h, w = self.shape
-        rows = _axis(h, self.window[0], self.rule)
-        columns = _axis(w, self.window[1], self.rule)
-        slots = rows.count - 1 + self.bands
-        if self.bands == 1:
-            slots = 1 if self.rule == "tiled" else min(rows.size + 1, rows.count)
-        x, grad = inputs[0], inputs[-1]
-        fields = (
-            *(0, x.data_ptr(), grad.data_ptr(), out, weight, bias, partial, 0),
-            *(n, c, h, w, *x.stride()[:3], *grad.stride()[:3]),
-            *(0, self.per_group, self.bands, slots, self.rule == "tiled"),
-            *(rows.count, rows.size, rows.step, columns.count, columns.size, rows.offset, 0),
-        )
-        job = array("q", fields)  # in the order of JOB_FIELDS
-        struct.pack_into("d", job, 8 * (len(job) - 1), self.eps)  # eps is the last field
-        return job
+    slots: int
+    threads: int
 
     def run(self, body: Any, job: "array[int]", stage: int) -> None:
         job[_NEXT_TASK], job[_STAGE] = 0, stage
-        address, _ = job.buffer_info()
-        threads.run(body.address, address, min(self.threads, self.groups * self.bands))
+        threads.run(body, job.buffer_info()[0], self.threads)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    shape: tuple[int, int, int, int],
+    strides: tuple[tuple[int, ...], tuple[int, ...]],
+    per_group: int,
+    window: tuple[int, int],
+    eps: float,
+    rule: str,
+    most_threads: int,
+    grain: int,
+) -> _Plan:
+    """For tensors of one shape: x with the first strides, the gradient with the second."""
+    view = _as_rows(shape, strides, window, rule)
+    if view is not None:
+        shape, window = view, (WHOLE_MAP, WHOLE_MAP)
+        strides = (_contiguous_strides(shape),) * 2
+    n, c, h, w = shape
+    workers = min(most_threads, max(n * c * h * w // grain, 1))
+    groups = n * (c // per_group)
+    bands = 1 if groups >= workers else min(-(-workers // max(groups, 1)), h)
+    rows, columns = _axis(h, window[0], rule), _axis(w, window[1], rule)
+    slots = rows.count - 1 + bands
+    if bands == 1:
+        slots = 1 if rule == "tiled" else min(rows.size + 1, rows.count)
+    fields = (
+        *(0, 0, 0, 0, 0, 0, 0, 0),
+        *(n, c, h, w, *strides[0][:3], *strides[1][:3]),
+        *(0, per_group, bands, slots, rule == "tiled"),
+        *(rows.count, rows.size, rows.step, columns.count, columns.size, rows.offset, 0),
+    )
+    job = array("q", fields)
+    struct.pack_into("d", job, 8 * (len(job) - 1), eps)  # eps is the last field
+    return _Plan(view, job, groups, bands, slots, min(workers, groups * bands))
 
 
 def forward(
@@ -135,11 +136,15 @@ def forward(
     out = huge_pages.empty_like(x, torch.contiguous_format)
     if not x.numel():
         return out
-    (x,), window = _as_rows((x,), window, rule)
-    geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
+    strides, workers = x.stride(), torch.get_num_threads()
+    plan = _plan(
+        x.shape, (strides, strides), channels_per_group, window, eps, rule, workers, _GRAIN
+    )
     weight, bias = _vector(weight, x, 1.0), _vector(bias, x, 0.0)
-    job = geometry.job(x, out=out.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr())
-    geometry.run(_forward_body(x.dtype), job, WHOLE)
+    job = plan.job[:]
+    job[_X], job[_OUT] = x.data_ptr(), out.data_ptr()
+    job[_WEIGHT], job[_BIAS] = weight.data_ptr(), bias.data_ptr()
+    plan.run(_forward_body(x.dtype), job, WHOLE)
     return _in_memory_format(out, memory_format)
 
 
@@ -158,32 +163,30 @@ def backward(
     memory_format = memory_format_of(x)
     x, grad = _rows_contiguous(x), _rows_contiguous(grad)
     out = huge_pages.empty_like(x, torch.contiguous_format)
-    (x, grad), window = _as_rows((x, grad), window, rule)
-    geometry = _Geometry.of(x, channels_per_group, window, eps, rule)
     n, c = x.shape[:2]
-    partial = torch.zeros(geometry.bands, n, 2, c, dtype=torch.float64)
-    if x.numel():
-        _run_backward(geometry, x, grad, out, _vector(weight, x, 1.0), partial)
-    weight_grad, bias_grad = partial.sum(dim=(0, 1))
-    return _in_memory_format(out, memory_format), weight_grad, bias_grad
-
-
-def _run_backward(
-    geometry: _Geometry, x: Tensor, grad: Tensor, out: Tensor, weight: Tensor, partial: Tensor
-) -> None:
-    addresses = {"out": out.data_ptr(), "weight": weight.data_ptr(), "partial": partial.data_ptr()}
-    job = geometry.job(x, grad, **addresses)
+    if not x.numel():
+        zeros = torch.zeros(2, c, dtype=torch.float64)
+        return out, zeros[0], zeros[1]
+    strides, workers = (x.stride(), grad.stride()), torch.get_num_threads()
+    plan = _plan(x.shape, strides, channels_per_group, window, eps, rule, workers, _GRAIN)
+    partial = torch.empty(plan.bands, n, 2, c, dtype=torch.float64)
+    weight = _vector(weight, x, 1.0)
+    job = plan.job[:]
+    job[_X], job[_GRAD], job[_OUT] = x.data_ptr(), grad.data_ptr(), out.data_ptr()
+    job[_WEIGHT], job[_PARTIAL] = weight.data_ptr(), partial.data_ptr()
     body = _backward_body(x.dtype)
-    if geometry.rule == "released":
-        geometry.run(body, job, DETACHED)
-    elif geometry.bands == 1:
-        geometry.run(body, job, WHOLE)
+    if rule == "released":
+        plan.run(body, job, DETACHED)
+    elif plan.bands == 1:
+        plan.run(body, job, WHOLE)
     else:
-        slots = job[JOB_FIELDS.index("slots")]
-        planes = torch.empty(geometry.groups, slots, 3, x.shape[3] + ROOM, dtype=weight.dtype)
+        width = x.shape[3] if plan.view is None else plan.view[3]
+        planes = torch.empty(plan.groups, plan.slots, 3, width + ROOM, dtype=weight.dtype)
         job[_PLANES] = planes.data_ptr()
-        geometry.run(body, job, FOLD)
-        geometry.run(body, job, FINISH)
+        plan.run(body, job, FOLD)
+        plan.run(body, job, FINISH)
+    sums = partial[0, 0] if plan.bands * n == 1 else partial.sum(dim=(0, 1))
+    return _in_memory_format(out, memory_format), sums[0], sums[1]
 
 
 def _has_no_loops(x: Tensor, window: tuple[int, int], rule: str) -> bool:
@@ -192,20 +195,25 @@ def _has_no_loops(x: Tensor, window: tuple[int, int], rule: str) -> bool:
 
 
 def _as_rows(
-    maps: tuple[Tensor, ...], window: tuple[int, int], rule: str
-) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    """Where the window covers the map, and so does not ask where a cell is: the cells of the maps
-    as rows of a length that the loops are made for, if they divide so."""
-    n, c, h, w = maps[0].shape
-    if not covers_map(rule, window, h, w) or not all(x.is_contiguous() for x in maps):
-        return maps, window
+    shape: tuple[int, int, int, int],
+    strides: tuple[tuple[int, ...], tuple[int, ...]],
+    window: tuple[int, int],
+    rule: str,
+) -> tuple[int, int, int, int] | None:
+    """Where the window covers the map, it does not matter where a cell is: then the shape with the
+    cells as rows of a length that the loops are made for, if their number divides so."""
+    n, c, h, w = shape
+    if not covers_map(rule, window, h, w) or strides != (_contiguous_strides(shape),) * 2:
+        return None
     length = _row_length(h * w)
-    if length < 64:
-        return maps, window
-    return tuple(x.view(n, c, h * w // length, length) for x in maps), (WHOLE_MAP, WHOLE_MAP)
+    return None if length < 64 else (n, c, h * w // length, length)
 
 
-@functools.cache
+def _contiguous_strides(shape: tuple[int, int, int, int]) -> tuple[int, ...]:
+    _, c, h, w = shape
+    return c * h * w, h * w, w, 1
+
+
 def _row_length(cells: int) -> int:
     """The largest divisor of a number of cells up to 512."""
     return max(length for length in range(1, min(cells, 512) + 1) if cells % length == 0)
@@ -224,7 +232,9 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 
 def _in_memory_format(y: Tensor, memory_format: torch.memory_format) -> Tensor:
     """A contiguous ``y`` in the memory format of its input."""
-    if memory_format == torch.contiguous_format or not y.numel():
+    if memory_format == torch.contiguous_format:
+        return y
+    if not y.numel():
         return y.contiguous(memory_format=memory_format)
     out = huge_pages.empty_like(y, memory_format)
     _transpose(y, out, y.shape[1], y.shape[2] * y.shape[3])
@@ -237,14 +247,19 @@ def _transpose(x: Tensor, out: Tensor, rows: int, columns: int) -> None:
     fields |= {"samples": x.shape[0], "height": rows, "width": columns}
     job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
     workers = min(torch.get_num_threads(), max(x.numel() // _GRAIN, 1))
-    threads.run(_transpose_body(x.dtype).address, job.buffer_info()[0], workers)
+    threads.run(_transpose_body(x.dtype), job.buffer_info()[0], workers)
 
 
 def _vector(vector: Tensor | None, x: Tensor, default: float) -> Tensor:
     """A weight or bias ``[C]`` in the working precision."""
     dtype = _ELEMENTS[x.dtype][2]
     if vector is None:
-        return torch.full((x.shape[1],), default, dtype=dtype)
+        return _constant_vector(x.shape[1], default, dtype)
     if vector.dtype == dtype and vector.stride(0) == 1:
         return vector
     return vector.detach().to(dtype).contiguous()
+
+
+@functools.lru_cache(maxsize=256)
+def _constant_vector(length: int, value: float, dtype: torch.dtype) -> Tensor:
+    return torch.full((length,), value, dtype=dtype)

@@ -1,23 +1,23 @@
-"""Numba loops of the CPU kernel.  All compiled code is in this file, since Numba recompiles a
+"""Numba loops of the CPU kernel. All compiled code is in this file, since Numba recompiles a
 cached function only when the file it is in changes.
 
 One task is one group of one sample, or a band of its rows where there are fewer groups than
-threads.  A window moves down its group: float64 sums of each column gain the row below and lose
+threads. A window moves down its group: float64 sums of each column gain the row below and lose
 the row above, then it moves along the row, and the rows that use these windows are normalized while
-they are in cache.  No plane of statistics is written.
+they are in cache. No plane of statistics is written.
 
-Sums are of ``x - shift``, with the first value of the group as shift, so that an offset does not
-cost digits.  The mean is kept as two numbers of the working precision, ``high + low``: near the
+Sums are of ``x - shift``, with a value of the group as shift, so that an offset does not cost
+digits. The mean is kept as two numbers of the working precision, ``high + low``: near the
 mean ``x - high`` is exact, and ``low`` is what an offset of 1,000 would otherwise round away.
 
 Windows along one axis, ``k = 0 .. count - 1``, start at ``k * step + offset`` and have ``size``
-cells; ``step`` is 1, or ``size`` for tiles.  Output cell ``i`` uses window
+cells; ``step`` is 1, or ``size`` for tiles. Output cell ``i`` uses window
 ``clamp(i - size // 2, 0, count - 1)``, or ``i // size`` for tiles.
 
 Rows are worked on ``LANES`` cells at a time, as vectors written out: loops of 4 to 64 vectors are
-too short for what a vectorizing compiler does before and after each of them.  A function whose name
+too short for what a vectorizing compiler does before and after each of them. A function whose name
 ends in ``_at`` is the body of such a loop, for the cells ``j .. j + LANES - 1``; ``cells`` is None,
-or how many of them are left at the end of the row.  Row buffers have room for whole vectors.
+or how many of them are left at the end of the row. Row buffers have room for whole vectors.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -26,9 +26,9 @@ import operator
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import carray, cfunc, njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.options import DefaultOptions
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -45,10 +45,15 @@ JOB_FIELDS = (
 JOB = np.dtype([(name, np.float64 if name == "eps" else np.int64) for name in JOB_FIELDS])
 
 LANES = 8
+# Numba compiles for this processor, unless its environment names another.
+_HAS_AVX512 = (
+    not config.CPU_NAME  # type: ignore[attr-defined]
+    and binding.get_host_cpu_features().get("avx512vl", False)
+)
 ROOM = 2 * LANES  # cells that a row buffer has beyond the width of the map
 
 # Without NRT, Numba's reference counting: atomic operations on every buffer for every row, a fifth
-# of the backward on narrow maps.  Only the entry points, which own the buffers, have it.
+# of the backward on narrow maps. Only the entry points, which own the buffers, have it.
 _PLAIN: dict[str, Any] = {"error_model": "numpy"}
 if hasattr(DefaultOptions, "_nrt"):
     _PLAIN["_nrt"] = False
@@ -58,7 +63,7 @@ _INLINE: dict[str, Any] = {**_PLAIN, "forceinline": True}
 # ---------------------------------------------------------------- vectors
 #
 # LANES numbers of one type: float64 (the sums) or the working precision (the rest), which is
-# float64 for float64 inputs and float32 for all others.  Stored elements are float64, float32,
+# float64 for float64 inputs and float32 for all others. Stored elements are float64, float32,
 # float16 (as uint16) or bfloat16 (as int16).
 
 
@@ -80,7 +85,7 @@ _BIT, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 _STORED = {types.float64: _DOUBLE, types.float32: _FLOAT, types.uint16: _I16, types.int16: _I16}
 _BYTES = {_DOUBLE: 8, _FLOAT: 4, _I16: 2}
-# Multiplications and additions may fuse.  No "reassoc", where a difference of close numbers
+# Multiplications and additions may fuse. No "reassoc", where a difference of close numbers
 # counts; no "nnan": a NaN must stay one.
 _FLAGS = ("contract", "nsz")
 
@@ -219,19 +224,51 @@ def _without_negatives(builder, value):
     return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
 
 
-def _square_root(builder, value):
-    suffix = {_DOUBLE: "f64", _FLOAT: "f32"}[value.type.element]
-    return _call_llvm(builder, f"llvm.sqrt.v{LANES}{suffix}", value.type, (value,))
+def _reciprocal_root(builder, value):
+    """``1 / sqrt(value)``. Root and division take as long as all else that a window needs, so where
+    the processor has an estimate of 14 bits, that and a step of Newton's, which is as exact."""
+    element = value.type.element
+    if not (_HAS_AVX512 and element == _FLOAT):
+        suffix = {_DOUBLE: "f64", _FLOAT: "f32"}[element]
+        root = _call_llvm(builder, f"llvm.sqrt.v{LANES}{suffix}", value.type, (value,))
+        return builder.fdiv(_same(element, 1.0), root)
+    name, no_mask = "llvm.x86.avx512.rsqrt14.ps.256", ir.Constant(ir.IntType(8), -1)
+    estimate = _call_llvm(builder, name, value.type, (value, value, no_mask))
+    product = builder.fmul(value, estimate)
+    fused = f"llvm.fma.v{LANES}f32"
+    arguments = builder.fneg(product), estimate, _same(element, 1.0)
+    error = _call_llvm(builder, fused, value.type, arguments)
+    half = builder.fmul(estimate, _same(element, 0.5))
+    better = _call_llvm(builder, fused, value.type, (half, error, estimate))
+    usual = builder.fcmp_ordered("ord", error, error)  # not so for 0, infinity and NaN
+    return builder.select(usual, better, estimate)
 
 
-def _sum_of_lanes(builder, value):
+def _over_lanes(builder, value, combine):
     half = LANES // 2
     while half:
         lanes = [min(lane + half, LANES - 1) for lane in range(LANES)]
         upper = builder.shuffle_vector(value, value, _constant(_I32, lanes))
-        value = builder.fadd(value, upper, flags=_FLAGS)
+        value = combine(value, upper)
         half //= 2
     return builder.extract_element(value, ir.Constant(_I32, 0))
+
+
+def _sum_of_lanes(builder, value):
+    return _over_lanes(builder, value, lambda a, b: builder.fadd(a, b, flags=_FLAGS))
+
+
+def _maximum_of_lanes(builder, value):
+    return _over_lanes(builder, value, lambda a, b: _larger_of(builder, a, b))
+
+
+def _larger_of(builder, a, b):
+    """``a``, unless ``b`` is larger: a NaN in ``b`` does not matter."""
+    return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+
+def _last_lane(builder, value):
+    return builder.extract_element(value, ir.Constant(_I32, LANES - 1))
 
 
 def _first_lane(builder, value):
@@ -241,11 +278,23 @@ def _first_lane(builder, value):
 # Numbers to vectors, and back.
 _splat = _vector_intrinsic(Vector, _splatted)
 _first = _vector_intrinsic(lambda vector: vector.element, _first_lane)
+_last = _vector_intrinsic(lambda vector: vector.element, _last_lane)
 _total = _vector_intrinsic(lambda vector: vector.element, _sum_of_lanes)
+_maximum = _vector_intrinsic(lambda vector: vector.element, _maximum_of_lanes)
 # Vectors to vectors.
 _wide = _vector_intrinsic(lambda _: Vector(types.float64), lambda b, v: _cast(b, v, _DOUBLE))
-_sqrt = _vector_intrinsic(_itself, _square_root)
+_rsqrt = _vector_intrinsic(_itself, _reciprocal_root)
 _not_negative = _vector_intrinsic(_itself, _without_negatives)
+
+
+@intrinsic
+def _larger(typing_context, a, b):
+    """The larger of two numbers in each lane; a NaN in ``b`` does not matter."""
+
+    def codegen(context, builder, signature, args):
+        return _larger_of(builder, *args)
+
+    return a(a, b), codegen
 
 
 @intrinsic
@@ -329,44 +378,46 @@ def _transposed(typing_context, rows):
 
 
 @intrinsic
-def _slide(typing_context, total, pairs, before, change):
-    """The next LANES sums of a window that slides along a row, and the sums of two changes there.
+def _slide(typing_context, total, state, change):
+    """The next LANES sums of a window that slides along a row, and the state for the next call.
 
-    ``change`` is what each of these windows gains over the one before it; ``total``, ``pairs`` and
-    ``before`` are both results and the change of the call before.  A window's sum is that of the
-    window four before it and the four changes since.  In halves of a vector: additions are what
-    this loop is made of, and a whole vector (eight before, eight changes) takes a fourth more.
+    ``change`` is what each of these windows gains over the one before it. The sum of a window is
+    that of the window a register before it and the changes since, added up in pairs, fours and, in
+    registers of eight numbers, eights. The state is the last changes, pairs and fours.
     """
+    width = LANES if _HAS_AVX512 else LANES // 2  # of a register, in numbers
 
     def codegen(context, builder, signature, args):
-        half = LANES // 2
-
         def picked(one, other, first, count):
-            return builder.shuffle_vector(
-                one,
-                other,
-                ir.Constant(ir.VectorType(_I32, count), list(range(first, first + count))),
-            )
+            lanes = ir.Constant(ir.VectorType(_I32, count), list(range(first, first + count)))
+            return builder.shuffle_vector(one, other, lanes)
 
-        def halves(vector):
-            return [picked(vector, vector, first, half) for first in (0, half)]
+        def parts(vector):
+            return [picked(vector, vector, at, width) for at in range(0, LANES, width)]
 
-        def add(one, other):
-            return builder.fadd(one, other, flags=_FLAGS)
+        def whole(vectors):
+            return vectors[0] if len(vectors) == 1 else picked(*vectors, 0, LANES)
 
-        last_total, last_pairs, last_change = (halves(vector)[1] for vector in args[:3])
-        totals, all_pairs = [], []
-        for change in halves(args[3]):
-            pairs = add(change, picked(last_change, change, half - 1, half))
-            fours = add(pairs, picked(last_pairs, pairs, half - 2, half))
-            last_total = add(last_total, fours)
-            last_change, last_pairs = change, pairs
+        last_total = parts(args[0])[-1]
+        before = [parts(vector)[-1] for vector in cgutils.unpack_tuple(builder, args[1], 3)]
+        totals, levels = [], ([], [], [])
+        for sums in parts(args[2]):
+            step = 1
+            while step < width:
+                level = step.bit_length() - 1
+                levels[level].append(sums)
+                moved = picked(before[level], sums, width - step, width)
+                before[level], sums = sums, builder.fadd(sums, moved, flags=_FLAGS)
+                step *= 2
+            for level in range(step.bit_length() - 1, 3):
+                levels[level].append(sums)  # not used with narrow registers
+            last_total = builder.fadd(last_total, sums, flags=_FLAGS)
             totals.append(last_total)
-            all_pairs.append(pairs)
-        results = [picked(*parts, 0, LANES) for parts in (totals, all_pairs)]
-        return context.make_tuple(builder, signature.return_type, results)
+        state_type, result_type = signature.args[1], signature.return_type
+        new_state = context.make_tuple(builder, state_type, [whole(level) for level in levels])
+        return context.make_tuple(builder, result_type, [whole(totals), new_state])
 
-    return types.UniTuple(total, 2)(total, pairs, before, change), codegen
+    return types.Tuple((total, state))(total, state, change), codegen
 
 
 def _define(function, instruction):
@@ -403,7 +454,7 @@ def _pointer(typing_context, address):
 
 @intrinsic
 def _take_task(typing_context, job_address):
-    """The next task number; atomic.  ``next_task`` is the first field of the job."""
+    """The next task number; atomic. ``next_task`` is the first field of the job."""
 
     def codegen(context, builder, signature, args):
         counter = builder.bitcast(args[0], _I64.as_pointer())
@@ -413,6 +464,15 @@ def _take_task(typing_context, job_address):
 
 
 # ---------------------------------------------------------------- rows, bands and small loops
+
+
+@njit(error_model="numpy", forceinline=True)
+def _zeros(count, like):
+    """``count`` zeros of the type of ``like``, from a multiple of 64 bytes: a vector that crosses
+    cache lines counts twice."""
+    memory = np.zeros(count + 64 // like.itemsize, like.dtype)
+    first = -memory.ctypes.data % 64 // like.itemsize
+    return memory[first : first + count]
 
 
 @njit(**_INLINE)
@@ -437,9 +497,14 @@ def _sum(row, start, cells):
 
 
 @njit(**_INLINE)
-def _shift_of(x, base):
-    """The first value of a group, in float64."""
-    return _first(_wide(_load(x, base, 1)))
+def _shift_of(job, x, base):
+    """The smallest of three values of a group, in float64; not one that is NaN or infinite."""
+    shift = np.inf
+    for i, j in ((0, 0), (0, job.width // 2), (job.height // 2, job.width - 1)):
+        value = _first(_wide(_load(x, base + i * job.x_h + j, 1)))
+        if abs(value) < abs(shift):
+            shift = value
+    return shift if abs(shift) < np.inf else 0.0
 
 
 @njit(**_PLAIN)
@@ -468,7 +533,11 @@ def _band_start(band, job):
 
 # ---------------------------------------------------------------- statistics of a row of windows
 
-_LEFT = LANES  # cells before the first column in a row of column sums; zero
+_LEFT = LANES  # cells before the first column in a row of column sums; the last of them is zero
+# A sum that slides keeps a trace of what has left it, of some 2^-53 of the largest sum that it has
+# been. A row is summed anew where that is more than this times the variance of a window, plus eps,
+# as it is after a NaN.
+_MOST_RATIO, _MOST_RATIO_WIDE = 1e10, 1e6  # for float32, and for float64
 _AHEAD = 4  # rows: so early memory is asked for what a loop will read or write
 
 
@@ -483,7 +552,7 @@ def _add_row_at(sums, squares, x, base, shift, j, cells):
 def _first_window_row(sums, squares, x, base, start, stop, job, shift):
     """Column sums of the rows ``start .. stop - 1`` of a group.
 
-    Row after row: memory is faster so than the adding up of a few rows at once.
+    They are added one row at a time. To read several rows at once was slower from memory.
     """
     width, shifts = job.width, _splat(shift)
     whole = width - width % LANES
@@ -511,9 +580,10 @@ def _exchange_row_at(sums, squares, x, new, old, twice, j, cells):
 
 @njit(**_INLINE)
 def _next_window_row(sums, squares, x, base, start, stop, job, shift):
-    """The same from the sums of one row further up: one row enters and one leaves.
+    """Column sums of the rows ``start .. stop - 1``, given those of ``start - 1 .. stop - 2``.
 
-    The squares change by a product of sum and difference.
+    Row ``stop - 1`` enters and row ``start - 1`` leaves. With the new value a and the old value b
+    the squares change by ``(a - b) * (a + b)``.
     """
     width, twice = job.width, _splat(2.0 * shift)
     whole = width - width % LANES
@@ -528,37 +598,85 @@ def _next_window_row(sums, squares, x, base, start, stop, job, shift):
             _exchange_row_at(sums, squares, x, new, old, twice, whole, width - whole)
 
 
-@njit(**_INLINE)
-def _sliding_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift):
-    """Mean as high and low, and rstd, of all windows of a row, at the cells that they are for.
+@njit(**_PLAIN)
+def _box_sums(row, at, size, sums, sums_at, count):
+    """``sums[sums_at + k]`` = sum of ``row[at + k : at + k + size]``, without subtraction.
 
-    A window changes by what enters on the right less what leaves on the left.  The sums of the
-    whole row are worked out first, into the second half of the buffers.
+    What leaves such a sum leaves no trace, be it NaN. In blocks of ``size`` sums: the row from each
+    start to the end of the first of them, and from there on.
+    """
+    for first in range(0, count, size):
+        total = 0.0
+        for i in range(size - 1, -1, -1):
+            total += row[at + first + i]
+            if first + i < count:
+                sums[sums_at + first + i] = total
+        total = 0.0
+        for k in range(first + 1, min(first + size, count)):
+            total += row[at + k + size - 1]
+            sums[sums_at + k] += total
+
+
+@njit(**_INLINE)
+def _slide_windows(sums, squares, job):
+    """Sums of all windows of a row, into the second half of the buffers; whether they are finite.
+
+    A window changes by what enters on the right less what leaves on the left.
     """
     size, count = job.col_size, job.col_count
     left, windows = _LEFT + job.offset - 1, sums.size // 2
+    if job.offset:  # a column that no window holds
+        sums[left] = squares[left] = 0.0
     total, square = _splat(_sum(sums, left, size)), _splat(_sum(squares, left, size))
     zero = _splat(0.0)
-    t_pairs, t_before, s_pairs, s_before = zero, zero, zero, zero
+    total_state = square_state = (zero, zero, zero)
     for k in range(0, count, LANES):
         t = _load(sums, left + size + k, None) - _load(sums, left + k, None)
         s = _load(squares, left + size + k, None) - _load(squares, left + k, None)
-        total, t_pairs = _slide(total, t_pairs, t_before, t)
-        square, s_pairs = _slide(square, s_pairs, s_before, s)
-        t_before, s_before = t, s
+        total, total_state = _slide(total, total_state, t)
+        square, square_state = _slide(square, square_state, s)
         _store(sums, windows + k, None, total)
         _store(squares, windows + k, None, square)
+    rest = _last(square)  # a NaN or infinity stays in it
+    return rest - rest == 0.0
+
+
+@njit(**_INLINE)
+def _window_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift):
+    """Mean as high and low, and rstd, of all windows of a row, at the cells that they are for.
+
+    Returns the largest mean square, which may be infinite, and the largest rstd.
+    """
+    size, count = job.col_size, job.col_count
+    windows = sums.size // 2
+    most, largest = _splat(0.0), _splat(high.dtype.type(0))
     scales, shifts = _splat(scale), _splat(shift)
     one, eps = _splat(high.dtype.type(1)), _splat(high.dtype.type(job.eps))
     for k in range(0, count, LANES):
         mean = _load(sums, windows + k, None) * scales
-        variance = _as(_load(squares, windows + k, None) * scales - mean * mean, one)
+        square = _load(squares, windows + k, None)
+        most = _larger(most, square)
+        variance = _as(square * scales - mean * mean, one)
         mean = mean + shifts
         top = _truncated(mean)
         at = size // 2 + k
         _store(high, at, None, _as(top, one))
         _store(low, at, None, _as(mean - top, one))
-        _store(rstd, rstd_at + at, None, one / _sqrt(_not_negative(variance) + eps))
+        root = _rsqrt(_not_negative(variance) + eps)
+        largest = _larger(largest, root)
+        _store(rstd, rstd_at + at, None, root)
+    return _maximum(_as(most * scales, largest)), _maximum(largest)
+
+
+@njit(**_PLAIN)
+def _moments_anew(job, x, base, shift, start, stop, sums, squares, high, low, rstd, rstd_at, scale):
+    """Statistics of a row of windows from sums without a past; returns the largest mean square."""
+    _first_window_row(sums, squares, x, base, start, stop, job, shift)
+    windows, left = sums.size // 2, _LEFT + job.offset
+    _box_sums(sums, left, job.col_size, sums, windows, job.col_count)
+    _box_sums(squares, left, job.col_size, squares, windows, job.col_count)
+    most, _ = _window_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift)
+    return np.float64(most)
 
 
 @njit(**_PLAIN)
@@ -585,7 +703,7 @@ def _moments_of_row(k, first, job, x, base, shift, sums, squares, high, low, rst
     """Statistics of window row ``k``, for each cell of the output rows that use it.
 
     ``sums`` and ``squares`` hold those of the columns from one call to the next, and behind them
-    those of the windows.  Returns the number of rows in the windows.
+    those of the windows. Returns the number of rows in the windows.
     """
     start = k * job.row_step + job.offset
     stop = min(start + job.row_size, job.height)
@@ -597,7 +715,15 @@ def _moments_of_row(k, first, job, x, base, shift, sums, squares, high, low, rst
         _tile_moments(sums, squares, high, low, rstd, rstd_at, job, stop - start, shift)
         return stop - start
     scale = 1.0 / (job.per_group * (stop - start) * job.col_size)
-    _sliding_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift)
+    is_finite = _slide_windows(sums, squares, job)
+    most, largest = _window_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift)
+    # The largest since the column sums were begun, at a place that nothing else uses.
+    most = squares[0] = max(np.float64(most), squares[0])
+    limit = _MOST_RATIO if high.itemsize == 4 else _MOST_RATIO_WIDE
+    if not (is_finite and most * largest * largest <= limit):
+        squares[0] = _moments_anew(
+            job, x, base, shift, start, stop, sums, squares, high, low, rstd, rstd_at, scale
+        )
     # Only col_count windows differ: the cells near the left and right border share one.
     left, right, end = job.col_size // 2, job.col_size // 2 + job.col_count, job.width + LANES
     for row, at in ((high, 0), (low, 0), (rstd, rstd_at)):
@@ -636,7 +762,7 @@ def _normalize_rows(job, x, out, high, low, rstd, weight, bias, n, g, i_begin, i
 @njit(**_PLAIN)
 def _forward_task(job, x, out, weight, bias, sums, squares, high, low, rstd, n, g, band):
     base = n * job.x_n + g * job.per_group * job.x_c
-    shift = _shift_of(x, base)
+    shift = _shift_of(job, x, base)
     first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
     first_k = _window_row_of(first_row, job)
     for k in range(first_k, _window_row_of(stop_row - 1, job) + 1):
@@ -652,10 +778,10 @@ def _forward_task(job, x, out, weight, bias, sums, squares, high, low, rstd, n, 
 #   dx[u] = grad w r - sum_v P[v] - x[u] * sum_v Q[v]
 #   A = sum_c grad w,  B = sum_c grad w d,  Q = r^3 B / n,  P = r A / n - mean Q
 # A and B of the cells that share a window are added up first: over the channels, where the windows
-# are for one row, in the working precision, over several rows in float64.  A row of ``planes``
+# are for one row, in the working precision, over several rows in float64. A row of ``planes``
 # holds, for one row of windows, P and Q of each window (for tiles: of each cell's tile), and r of
-# each cell.  The sum over the windows that hold a cell is then a window that slides over these
-# rows.  There are as many rows as the window is high, if a task has a whole group, or all of them,
+# each cell. The sum over the windows that hold a cell is then a window that slides over these
+# rows. There are as many rows as the window is high, if a task has a whole group, or all of them,
 # if the rows of a group are divided among tasks; then a window row that two bands share has a slot
 # for each.
 
@@ -676,9 +802,9 @@ def _products_at(
 def _add_products(
     job, x, grad, weight, high, low, rstd, rstd_at, a, b, totals, n, g, i_begin, i_end
 ):
-    """Add A and B of each cell of the output rows to ``a`` and ``b``, in the precision that these
-    have, and the sums of grad and grad d r of each channel, those of one row in the working
-    precision, to ``totals``."""
+    """Add A and B of each cell of the output rows to ``a`` and ``b`` ``[line]``, in the precision
+    that these have, and the sums of grad and of grad d r to ``totals`` ``[per_group, 2, LANES]``.
+    The sums of one row are in the working precision."""
     width = job.width
     whole = width - width % LANES
     for c in range(job.per_group):
@@ -803,17 +929,30 @@ def _change_terms(p_windows, q_windows, at, cells, planes, planes_base, k, sign,
 
 @njit(**_INLINE)
 def _sum_over_holders(windows, holders, size, width):
-    """For each cell of a row the sum over the ``size`` windows that hold it.
+    """For each cell of a row the sum over the ``size`` windows that hold it; whether it is finite.
 
     ``windows`` begins with ``size`` zeros, for the windows that would start left of the map.
     """
     total = _splat(0.0)
-    pairs, before = total, total
+    state = (total, total, total)
     for j in range(0, width, LANES):
-        t = _load(windows, size + j, None) - _load(windows, j, None)
-        total, pairs = _slide(total, pairs, before, t)
-        before = t
+        change = _load(windows, size + j, None) - _load(windows, j, None)
+        total, state = _slide(total, state, change)
         _store(holders, j, None, total)
+    rest = _last(total)  # a NaN or infinity stays in it
+    return rest - rest == 0.0
+
+
+@njit(**_PLAIN)
+def _terms_anew(u, job, planes, planes_base, p_windows, q_windows, p_cells, q_cells):
+    """As ``_terms_of_row``, from sums without a past, in which no NaN is left over."""
+    size, width = job.col_size, job.width
+    _fill(p_windows, 0, p_windows.size, 0.0)
+    _fill(q_windows, 0, q_windows.size, 0.0)
+    for k in range(max(u - job.row_size + 1, 0), min(u + 1, job.row_count)):
+        _change_terms(p_windows, q_windows, size, job.col_count, planes, planes_base, k, 1.0, job)
+    _box_sums(p_windows, 1, size, p_cells, 0, width)
+    _box_sums(q_windows, 1, size, q_cells, 0, width)
 
 
 @njit(**_INLINE)
@@ -855,8 +994,10 @@ def _terms_of_row(u, first, job, planes, planes_base, p_windows, q_windows, p_ce
                 _change_terms(
                     p_windows, q_windows, size, count, planes, planes_base, u - rows, -1.0, job
                 )
-    _sum_over_holders(p_windows, p_cells, size, width)
-    _sum_over_holders(q_windows, q_cells, size, width)
+    p_is_finite = _sum_over_holders(p_windows, p_cells, size, width)
+    q_is_finite = _sum_over_holders(q_windows, q_cells, size, width)
+    if not (p_is_finite and q_is_finite):
+        _terms_anew(u, job, planes, planes_base, p_windows, q_windows, p_cells, q_cells)
 
 
 @njit(**_INLINE)
@@ -924,10 +1065,22 @@ def _backward_task(
     job, x, grad, out, weight, partial, planes, planes_base, sums, squares, high, low, a, b,
     row_a, row_b, totals, p_windows, q_windows, p_cells, q_cells, n, g, band,
 ):  # fmt: skip
+    """The stage of the job for band ``band`` of group ``g`` of sample ``n``.
+
+    ``x``, ``grad`` and ``out`` are the whole tensors, from their first element; strides are in the
+    job. ``weight`` is ``[channels]``, ``partial`` ``[2, channels]``: gradients of weight and bias.
+    ``planes`` is ``[slots, 3, line]`` from ``planes_base`` on, with ``line = width + ROOM``: P and
+    Q of the windows of a row, r of its cells. The rest are buffers.
+
+    Float64: ``sums`` and ``squares`` ``[2, _LEFT + line]``, of columns and of windows; ``a`` and
+    ``b`` ``[line]``; ``p_windows`` and ``q_windows`` ``[col_size + line]``; ``totals``
+    ``[per_group, 2, LANES]``. Of the working precision, ``[line]``: ``high``, ``low``, ``row_a``,
+    ``row_b``, ``p_cells`` and ``q_cells``.
+    """
     stage = job.stage
     first_channel = g * job.per_group
     base = n * job.x_n + first_channel * job.x_c
-    shift = _shift_of(x, base)
+    shift = _shift_of(job, x, base)
     first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
     first_k = _window_row_of(first_row, job)
     last_k = first_k if stage == FINISH else _window_row_of(stop_row - 1, job)
@@ -1042,9 +1195,10 @@ def compile_forward(element: Any, working: Any) -> Any:
         weight = carray(_pointer(job.weight_ptr), job.channels, working)
         bias = carray(_pointer(job.bias_ptr), job.channels, working)
         cells = job.width + ROOM
-        sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
-        high, low = np.zeros(cells, working), np.zeros(cells, working)
-        rstd = np.zeros(cells, working)
+        wide, narrow = np.empty(0, np.float64), np.empty(0, working)
+        sums, squares = _zeros(2 * (_LEFT + cells), wide), _zeros(2 * (_LEFT + cells), wide)
+        high, low = _zeros(cells, narrow), _zeros(cells, narrow)
+        rstd = _zeros(cells, narrow)
         groups = job.channels // job.per_group
         while True:
             task = _take_task(address)
@@ -1072,18 +1226,20 @@ def compile_backward(element: Any, working: Any) -> Any:
             _pointer(job.partial_ptr), (job.bands, job.samples, 2, job.channels), np.float64
         )
         cells = job.width + ROOM
-        sums, squares = np.zeros(2 * (_LEFT + cells)), np.zeros(2 * (_LEFT + cells))
-        high, low = np.zeros(cells, working), np.zeros(cells, working)
-        a, b = np.zeros(cells), np.zeros(cells)
-        row_a, row_b = np.zeros(cells, working), np.zeros(cells, working)
-        p_windows, q_windows = np.zeros(job.col_size + cells), np.zeros(job.col_size + cells)
-        p_cells, q_cells = np.zeros(cells, working), np.zeros(cells, working)
+        wide, narrow = np.empty(0, np.float64), np.empty(0, working)
+        sums, squares = _zeros(2 * (_LEFT + cells), wide), _zeros(2 * (_LEFT + cells), wide)
+        high, low = _zeros(cells, narrow), _zeros(cells, narrow)
+        a, b = _zeros(cells, wide), _zeros(cells, wide)
+        row_a, row_b = _zeros(cells, narrow), _zeros(cells, narrow)
+        p_windows = _zeros(job.col_size + cells, wide)
+        q_windows = _zeros(job.col_size + cells, wide)
+        p_cells, q_cells = _zeros(cells, narrow), _zeros(cells, narrow)
         totals = np.zeros(2 * LANES * job.per_group)
         per_group = job.slots * 3 * cells
         shared = job.stage == FOLD or job.stage == FINISH
         planes = carray(_pointer(job.planes_ptr), _MANY, working)
         if not shared:
-            planes = np.empty(per_group, working)
+            planes = _zeros(per_group, narrow)
         groups = job.channels // job.per_group
         while True:
             task = _take_task(address)

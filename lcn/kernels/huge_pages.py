@@ -1,10 +1,10 @@
 """Large results on huge pages.
 
-The memory of a large result is fresh in every call: the system hands it out page by page as it is
-first written, which at 4 KB a page takes longer than the layer itself.  Linux hands out 2 MB at a
-time where a program asks for it, if transparent huge pages are in their mode ``madvise``; in the
-mode ``always`` every program has them, in the mode ``never`` and on other systems none.  PyTorch
-asks for all of its tensors if ``THP_MEM_ALLOC_ENABLE=1`` is in the environment.
+The memory of a large result is fresh in every call. The system hands it out page by page as it is
+first written, which at 4 KB a page takes longer than the layer itself. Linux can hand out 2 MB at a
+time. In its mode ``always`` every program gets such pages, in the mode ``madvise`` those programs
+that ask, in the mode ``never`` none. PyTorch asks for all of its tensors if
+``THP_MEM_ALLOC_ENABLE=1`` is in the environment.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ _FRESH_BYTES = 32 << 20
 
 @functools.cache
 def _page_bytes() -> int:
-    """Size of a huge page where they are given to who asks, unless PyTorch asks itself; else 0."""
+    """Bytes of a huge page; 0 where there are none to ask for, or where PyTorch asks by itself."""
     if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         return 0
     try:
@@ -43,7 +43,7 @@ def _madvise() -> Any:
     return function
 
 
-def pay(x: Tensor) -> bool:
+def would_help(x: Tensor) -> bool:
     """Whether a result of the size of ``x`` is much faster to write on huge pages."""
     return x.device.type == "cpu" and x.numel() * x.itemsize > _FRESH_BYTES and _page_bytes() > 0
 

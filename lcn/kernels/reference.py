@@ -1,8 +1,9 @@
 """The layer in plain PyTorch: any device, differentiable any number of times, not fast.
 
-Window sums come from a running sum along each axis (the one-dimensional form of the integral image
-of Algorithm 1), in float64 and of values from which the mean of their group was taken first, so
-that neither an offset nor a long sum costs digits.
+Window sums come from running sums along each axis, in float64 and of values from which the median
+of their group was taken first, so that an offset does not cost digits. The running sums begin anew
+after every ``p`` rows and ``q`` columns, and nothing is subtracted from them: so what lies outside
+of a window leaves no trace in it, be it NaN.
 """
 
 import torch
@@ -28,7 +29,7 @@ def local_context_norm(
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     grouped = x.to(dtype).reshape(n, groups, channels_per_group, h, w)
     # The shift cancels in mean and variance, hence also in every derivative.
-    shift = grouped.detach().mean(dim=(2, 3, 4), keepdim=True)
+    shift = grouped.detach().flatten(2).nanmedian(dim=2).values.reshape(n, groups, 1, 1, 1)
     grouped = grouped - shift
     if covers_map(rule, window, h, w):
         mean, variance = _map_statistics(grouped, unbiased=rule == "released")
@@ -62,16 +63,31 @@ def _window_statistics(
     row_count = (rows[1] - rows[0]).to(grouped.dtype)
     column_count = (columns[1] - columns[0]).to(grouped.dtype)
     count = grouped.shape[2] * row_count[:, None] * column_count[None, :]
-    mean = _window_sums(grouped.sum(dim=2, keepdim=True), rows, columns) / count
-    square = _window_sums(grouped.square().sum(dim=2, keepdim=True), rows, columns) / count
+    sizes = min(window[0], h), min(window[1], w)
+    mean = _window_sums(grouped.sum(dim=2, keepdim=True), sizes, rows, columns) / count
+    square = _window_sums(grouped.square().sum(dim=2, keepdim=True), sizes, rows, columns) / count
     return mean, (square - mean.square()).clamp(min=0)
 
 
 def _window_sums(
-    plane: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]
+    plane: Tensor,
+    sizes: tuple[int, int],
+    rows: tuple[Tensor, Tensor],
+    columns: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Sum of ``plane`` ``[..., H, W]`` over the window of each cell."""
-    tall = F.pad(plane.cumsum(dim=-2), (0, 0, 1, 0))
-    plane = tall.index_select(-2, rows[1]) - tall.index_select(-2, rows[0])
-    wide = F.pad(plane.cumsum(dim=-1), (1, 0))
-    return wide.index_select(-1, columns[1]) - wide.index_select(-1, columns[0])
+    """Sum of ``plane`` ``[..., H, W]`` over the window of each cell, of at most ``sizes`` cells."""
+    plane = _sums_along_last(plane, sizes[1], *columns)
+    return _sums_along_last(plane.transpose(-1, -2), sizes[0], *rows).transpose(-1, -2)
+
+
+def _sums_along_last(line: Tensor, size: int, start: Tensor, stop: Tensor) -> Tensor:
+    """Sums of ``line[..., start:stop]``, intervals of ``size`` cells, or of fewer at the end.
+
+    Of the blocks of ``size`` cells an interval holds the end of one and, unless it is that block,
+    the beginning of the next.
+    """
+    length = line.shape[-1]
+    blocks = F.pad(line, (0, -length % size)).unflatten(-1, (-1, size))
+    to_the_end = blocks.flip(-1).cumsum(dim=-1).flip(-1).flatten(-2).index_select(-1, start)
+    from_the_start = blocks.cumsum(dim=-1).flatten(-2).index_select(-1, stop - 1)
+    return to_the_end + torch.where(start % size == 0, 0.0, from_the_start)
