@@ -311,7 +311,7 @@ def test_dashboard_compares_norms_task_by_task():
         assert {config["yAxis"] for config in kinds["Scatter Plot"]} == {f"summary:{metric}"}
     grids = [block for block in sent["report"]["spec"]["blocks"] if block["type"] == "panel-grid"]
     assert len(grids) == 2 * 6
-    assert json.dumps(grids).count('"Run Comparer"') == 5
+    assert json.dumps(grids).count('"Run Comparer"') == 6
     assert all('"mini"' in json.dumps(grid) and '"full"' not in json.dumps(grid) for grid in grids)
 
 
