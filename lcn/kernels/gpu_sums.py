@@ -241,9 +241,9 @@ def moments_down(
             mean = tl.load(at, mask=inside, other=0.0)
             rest = tl.load(at + block_size, mask=inside, other=0.0)
             rest_square = tl.load(at + 2 * block_size, mask=inside, other=0.0)
-            d = mean - near
-            total += rest + n * d
-            square += rest_square + d * (2 * rest + n * d)
+            rest, rest_square = moved(rest, rest_square, n, mean - near)
+            total += rest
+            square += rest_square
         total, square = sums_of_columns(
             x, lanes, inside, near, tl.maximum(stop_block * BLOCK_ROWS, until), stop, x_c, x_h,
             per_group, total, square, CHANNELS, ACC,
@@ -264,16 +264,31 @@ def moments_down(
 
 
 @triton.jit
+def moved(total, square, n, d):
+    """Sums of ``x - shift`` and of squares of n values, for a shift that is smaller by ``d``."""
+    moved_total = tl.fma(n, d, total)
+    return moved_total, tl.fma(d, total + moved_total, square)
+
+
+@triton.jit
+def _mean_and_m2(n, total, square):
+    """Rounded once: the inverse of n alone would cost a digit."""
+    inverse = 1 / tl.maximum(n, 1)
+    mean = total * inverse
+    mean = tl.fma(tl.fma(-mean, n, total), inverse, mean)
+    return mean, _larger_or_nan(tl.fma(-total, mean, square), 0.0)
+
+
+@triton.jit
 def _merge(n, shift, mean, m2, part_n, part_total, part_square, part_shift):
     """Adds a part, given by its sums of ``x - part_shift``, to a mean (``x - shift``) and M2."""
-    part_mean = part_total * (1 / tl.maximum(part_n, 1))
-    part_m2 = _larger_or_nan(part_square - part_total * part_mean, 0.0)
+    part_mean, part_m2 = _mean_and_m2(part_n, part_total, part_square)
     share = part_n / (n + part_n)
     d = (part_shift - shift) + (part_mean - mean)
     # Where the window has no such part its values are of other windows, perhaps NaN.
     has = part_n > 0
-    mean = tl.where(has, mean + d * share, mean)
-    return mean, tl.where(has, (m2 + part_m2) + d * d * (n * share), m2)
+    mean = tl.where(has, tl.fma(d, share, mean), mean)
+    return mean, tl.where(has, tl.fma(d * d, n * share, m2 + part_m2), m2)
 
 
 @triton.jit
@@ -293,21 +308,19 @@ def moments_along(
     # As the end of a segment a lane's shift is the mean of the last column, else of the first.
     head = lane // SEGMENT * SEGMENT
     d = near - take(mean, head + SEGMENT - 1, SUB)
-    suffix = take(running_sums(total + n_column * d, True, SEGMENT, SUB), begin, SUB)
-    suffix_square = square + d * (2 * total + n_column * d)
+    suffix, suffix_square = moved(total, square, n_column, d)
+    suffix = take(running_sums(suffix, True, SEGMENT, SUB), begin, SUB)
     suffix_square = take(running_sums(suffix_square, True, SEGMENT, SUB), begin, SUB)
-    d = near - take(mean, head, SUB)
-    square = running_sums(square + d * (2 * total + n_column * d), False, SEGMENT, SUB)
-    total = running_sums(total + n_column * d, False, SEGMENT, SUB)
+    total, square = moved(total, square, n_column, near - take(mean, head, SUB))
+    total = running_sums(total, False, SEGMENT, SUB)
+    square = running_sums(square, False, SEGMENT, SUB)
 
     last = tl.minimum(begin + col_size - 1, LANES - 1)
     head = last // SEGMENT * SEGMENT
     second = (begin // SEGMENT + 1) * SEGMENT
     n = ((last - head + 1) * n_column)[None, :, None]
     shift = take(mean, head, SUB)
-    part = take(total, last, SUB)
-    window_mean = part * (1 / n)
-    m2 = _larger_or_nan(take(square, last, SUB) - part * window_mean, 0.0)
+    window_mean, m2 = _mean_and_m2(n, take(total, last, SUB), take(square, last, SUB))
     part_n = (tl.where(second <= head, second - begin, 0) * n_column)[None, :, None]
     part_shift = take(mean, tl.minimum(second - 1, LANES - 1), SUB)
     window_mean, m2 = _merge(n, shift, window_mean, m2, part_n, suffix, suffix_square, part_shift)

@@ -9,6 +9,7 @@ from .gpu_sums import (
     lanes_split,
     moments_along,
     moments_down,
+    moved,
     over_channels,
     product,
     running_sums,
@@ -52,13 +53,13 @@ def block_sums(
     )
     count = tl.full((), per_group * BLOCK_ROWS, ACC)
     mean = near + total * (1 / count)
-    d = near - mean
     size = width * GROUPS
     at = blocks + (tl.cast(slot, tl.int64) * (height // BLOCK_ROWS) + b) * (3 * size)
     at += column[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
     tl.store(at, mean, mask=inside)
-    tl.store(at + size, total + count * d, mask=inside)
-    tl.store(at + 2 * size, square + d * (2 * total + count * d), mask=inside)
+    total, square = moved(total, square, count, near - mean)
+    tl.store(at + size, total, mask=inside)
+    tl.store(at + 2 * size, square, mask=inside)
 
 
 @triton.jit
