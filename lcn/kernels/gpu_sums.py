@@ -319,8 +319,10 @@ def moments_along(
     head = last // SEGMENT * SEGMENT
     second = (begin // SEGMENT + 1) * SEGMENT
     n = ((last - head + 1) * n_column)[None, :, None]
-    shift = take(mean, head, SUB)
     window_mean, m2 = _mean_and_m2(n, take(total, last, SUB), take(square, last, SUB))
+    # From here on the shift is the mean of the middle column, the nearest to the result.
+    shift = take(mean, (begin + last) // 2, SUB)
+    window_mean += take(mean, head, SUB) - shift
     part_n = (tl.where(second <= head, second - begin, 0) * n_column)[None, :, None]
     part_shift = take(mean, tl.minimum(second - 1, LANES - 1), SUB)
     window_mean, m2 = _merge(n, shift, window_mean, m2, part_n, suffix, suffix_square, part_shift)
