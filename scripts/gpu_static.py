@@ -219,7 +219,7 @@ def traffic(launch: Launch, cache: int) -> Traffic:
     looped = middle / rows * wide + 3 * blocks / rows / c * wide + (of_blocks > 0)
     plane = a["height"] * a["width"] * a["GROUPS"] * c
     if launch.kernel.__name__ == "forward":
-        fits = 2 * a["at_once"] * plane * size <= cache or not a["BLOCK_ROWS"]
+        fits = 4 * a["at_once"] * plane * size <= cache or not a["BLOCK_ROWS"]
         again = 0.0 if fits else of_blocks
         return Traffic(of_blocks + read + 2 * size, 2 * size + again, looped)
     if a["DETACHED"]:

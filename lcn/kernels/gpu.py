@@ -115,11 +115,12 @@ class _Plan:
             "num_warps": self.warps,
         }
 
-    def planes_at_once(self, x: Tensor, bytes_per_cell: int) -> int:
-        """Two passes on so many planes, ``bytes_per_cell`` of a plane each, leave something of the
-        level-2 cache."""
-        plane = self.side_by_side * self.height * self.width * bytes_per_cell
-        return max(1, min(self.planes, _level_2_cache(x.device) * 3 // 8 // plane))
+    def planes_at_once(self, x: Tensor, tensors: int, between: int) -> int:
+        """So many planes that two chunks of ``tensors`` like ``x``, and what the passes hand on in
+        ``RING`` chunks (``between``, bytes a cell), fit the level-2 cache."""
+        of_cell = 2 * tensors * self.per_group * x.element_size() + gpu_loops.RING.value * between
+        plane = self.side_by_side * self.height * self.width * of_cell
+        return max(1, min(self.planes, _level_2_cache(x.device) // plane))
 
     def shape_arguments(self) -> tuple[int, ...]:
         return self.groups, self.per_group, self.height, self.width
@@ -175,7 +176,7 @@ def forward(
     programs = plan.planes * plan.tiles * plan.columns
     turns = blocks = weight  # not read
     if plan.blocks:
-        at_once = plan.planes_at_once(x, x.element_size() * plan.per_group)
+        at_once = plan.planes_at_once(x, 2, 1)
         chunks = -(-plan.planes // at_once)
         of_blocks = plan.height // plan.blocks * -(-plan.width // plan.lanes)
         programs = (chunks + 1) * at_once * (of_blocks + plan.tiles * plan.columns)
@@ -207,8 +208,9 @@ def backward(
     detached = rule == "released"
     out = torch.empty_like(x)
     partial = x.new_empty(plan.samples, x.shape[1], plan.tiles * plan.columns, 2, dtype=plan.acc)
-    of_planes = 4 * plan.acc.itemsize  # P, Q, rstd and what goes with them
-    at_once = plan.planes_at_once(x, 3 * x.element_size() * plan.per_group + of_planes)
+    # P, Q, rstd, and sums of P and Q over tiles
+    between = 0 if detached else 5 * plan.acc.itemsize
+    at_once = plan.planes_at_once(x, 3, between)
     chunks = -(-plan.planes // at_once)
     slots = at_once * min(chunks, gpu_loops.RING.value)
     shapes = plan.term_shapes(0 if detached else slots)
