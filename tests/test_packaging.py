@@ -171,7 +171,8 @@ def test_every_import_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *extras["experiments"], *extras["dev"]]
-    tops = {"lcn", "tasks", "conftest", "train", *sys.stdlib_module_names}
+    own = {path.stem for folder in ("scripts", "tests") for path in (ROOT / folder).glob("*.py")}
+    tops = {"lcn", "tasks", "train", *own, *sys.stdlib_module_names}
     for name in {Requirement(text).name for text in declared}:
         tops |= {file.parts[0].removesuffix(".py") for file in distribution(name).files or ()}
     tops |= {
