@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from test_layer import brute_force, rows_of_window, tensors
 
 from lcn.functional import local_context_norm
-from tests.test_layer import brute_force, rows_of_window, tensors
 
 HEIGHT, WIDTH, EPS = 13, 19, 1e-2
 TOLERANCE = {
