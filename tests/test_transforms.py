@@ -202,19 +202,18 @@ CANNOT = {
 }
 
 
-def table(cases, cannot):
-    def row(case, layer):
-        error = cannot.get((case, layer))
-        marks = [pytest.mark.xfail(raises=error, strict=True)] if error else []
-        return pytest.param(case, layer, marks=marks, id=f"{case}: {layer}")
-
-    return [row(case, layer) for case in cases for layer in LAYERS]
+def table(cases):
+    return [pytest.param(case, layer, id=f"{case}: {layer}") for case in cases for layer in LAYERS]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize(("case", "name"), table(DERIVATIVES, CANNOT))
+@pytest.mark.parametrize(("case", "name"), table(DERIVATIVES))
 def test_derivatives_and_transforms(case, name):
     layer, given = LAYERS[name]().double(), Inputs()
+    if (case, name) in CANNOT:  # the day PyTorch can, this fails and the entry goes
+        with pytest.raises(CANNOT[case, name]):
+            DERIVATIVES[case](as_function(layer), given)
+        return
     result = DERIVATIVES[case](as_function(layer), given)
     expected = DERIVATIVES[case](witness(layer), given)
     torch.testing.assert_close(result, expected, atol=1e-9, rtol=1e-8)
@@ -271,7 +270,7 @@ CAPTURED = {
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize(("case", "name"), table(CAPTURED, {}))
+@pytest.mark.parametrize(("case", "name"), table(CAPTURED))
 def test_what_records_or_copies_the_layer_is_right_at_every_size(case, name):
     layer = with_weights(LAYERS[name]())
     captured = CAPTURED[case](layer)
