@@ -40,7 +40,8 @@ class Reach:
     unknown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"reach: {_pixels(self.reach)} pixels; total stride: {_pixels(self.total_stride)}"]
+        reach, stride = _pixels(self.reach), _pixels(self.total_stride)
+        lines = [f"reach in pixels: {reach}; total stride: {stride}"]
         for label, names in (
             ("unlimited by", self.unlimited_by),
             ("resizes by a factor that depends on the size", self.sized_by),

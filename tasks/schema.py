@@ -32,8 +32,11 @@ def whole(least: int, most: int | None = None) -> Rule:
 
 def number(least: float = -math.inf, most: float = math.inf, above: float | None = None) -> Rule:
     """A finite number; ``above`` in place of ``least`` leaves the bound itself out."""
-    low = f"at least {least:g}" if above is None else f"above {above:g}"
-    words = f"a number {low}" if most == math.inf else f"{low} and at most {most:g}"
+    low = f"of at least {least:g}" if above is None else f"above {above:g}"
+    if above is None and least == -math.inf:
+        low = ""
+    high = "" if most == math.inf else f" and at most {most:g}"
+    words = f"a number {low}{high}".rstrip()
 
     def allows(value: Any) -> bool:
         if not (_is_int(value) or isinstance(value, float)) or not math.isfinite(value):
@@ -53,8 +56,8 @@ def list_of(item: Rule, length: int | None = None) -> Rule:
             return False
         return (length is None or len(value) == length) and all(map(item.allows, value))
 
-    count = "" if length is None else f"{length} values, "
-    return Rule(allows, f"a list of {count}each {item.words}")
+    count = "" if length is None else f" of {length}"
+    return Rule(allows, f"a list{count}, each {item.words}")
 
 
 def either(*rules: Rule) -> Rule:

@@ -83,7 +83,7 @@ def test_the_table_is_readable_as_text_and_in_a_notebook():
     assert lines[0].split() == ["name", "kind", "channels", "feature", "map", "window", "windowed"]
     assert lines[1].split() == ["1", "lcn", "4", "12", "x", "10", "8", "x", "5", "yes"]
     assert lines[-3] == "windowed: 1 of 4 norm layers"
-    assert lines[-2] == "reach: unlimited pixels; total stride: 4"
+    assert lines[-2] == "reach in pixels: unlimited; total stride: 4"
     assert lines[-1] == "unlimited by: 3.0, 3.2"
     assert table._repr_html_().count("<tr>") == 5
     summary = table.summary().splitlines()

@@ -478,7 +478,7 @@ def test_what_is_not_known_is_said_and_never_taken_for_pointwise(function, named
     found = audit(Function(function), (CHANNELS, 32, 32))
     assert found.reach is None
     assert any(named in reason for reason in found.network.unknown), found.network.unknown
-    assert "reach: unknown" in str(found)
+    assert "reach in pixels: unknown" in str(found)
 
 
 def test_a_forward_that_stops_leaves_the_reach_unknown():
