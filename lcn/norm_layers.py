@@ -1,4 +1,4 @@
-"""Recognises the norm layers of a model, whichever library they come from.
+"""Recognizes the norm layers of a model, whichever library they come from.
 
 By class name along the inheritance, so that neither timm nor torchvision has to be imported.
 """

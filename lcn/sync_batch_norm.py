@@ -1,4 +1,4 @@
-"""Synchronised batch normalization that also runs on the CPU, where PyTorch's stops."""
+"""Synchronized batch normalization that also runs on the CPU, where PyTorch's stops."""
 
 import torch
 import torch.distributed as dist

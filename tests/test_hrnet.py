@@ -121,7 +121,7 @@ def bilinear(x, size):
 
 
 @torch.no_grad()
-def randomise(model):
+def randomize(model):
     """Random weights, and as running statistics those of a random image.
 
     Statistics drawn at random would let the activations of the deep model grow a thousandfold.
@@ -150,7 +150,7 @@ def image(height, width, batch=2, channels=3, seed=1):
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: randomise(hrnetv2(name, 19)) for name in ARCHITECTURES}
+    return {name: randomize(hrnetv2(name, 19)) for name in ARCHITECTURES}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_gradients_reach_every_parameter(models, name):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_initialisation_is_the_cited_one():
+def test_initialization_is_the_cited_one():
     torch.manual_seed(0)
     model = hrnetv2(SMALL, 19)
     for key, p in model.named_parameters():
@@ -300,7 +300,7 @@ def test_backbone_is_named_as_in_timm(name):
 @pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": s}], ids=["plain", "nested"])
 @pytest.mark.parametrize("norms", ["batch", "group"])
 def test_imagenet_weights_are_loaded(tmp_path, wrap, norms):
-    classifier = randomise(timm.create_model("hrnet_w18_small")).state_dict()
+    classifier = randomize(timm.create_model("hrnet_w18_small")).state_dict()
     path = tmp_path / "hrnet.pth"
     torch.save(wrap(classifier), path)
     model = hrnetv2(SMALL, 19)

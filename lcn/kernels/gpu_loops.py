@@ -2,12 +2,12 @@
 and counts what they move and compute.
 
 A program takes a tile: ``ROWS`` rows by ``LANES`` columns of ``GROUPS`` neighbouring groups (one in
-NCHW; in channels-last as many as fill a sector of memory).  Tensors of a tile are
-``[ROWS, LANES, GROUPS]``, in loops over channels with ``CHANNELS`` of them as a fourth axis.  A
-*plane* is what the tiles of ``GROUPS`` groups of one sample make up.  ``ACC`` is the precision of
+NCHW; in channels-last as many as fill a sector of memory). Tensors of a tile are
+``[ROWS, LANES, GROUPS]``, in loops over channels with ``CHANNELS`` of them as a fourth axis. A
+*plane* is what the tiles of ``GROUPS`` groups of one sample make up. ``ACC`` is the precision of
 all arithmetic: float32, or float64 for float64 inputs.
 
-Where one pass needs results of another there is still one launch.  Programs draw numbers, and work
+Where one pass needs results of another there is still one launch. Programs draw numbers, and work
 comes in the order of the numbers: the first pass of some planes, then the second pass of the planes
 before them, which finds both their inputs and the results of its first pass in the level-2 cache.
 A program waits only for programs with smaller numbers, which are all running or done.

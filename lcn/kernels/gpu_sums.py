@@ -2,7 +2,7 @@
 ``[ROWS, LANES, GROUPS]``.
 
 No sum slides and nothing is subtracted from a sum: a window is put together from blocks, so that a
-NaN or a very large value reaches the windows that hold it and no other.  Sums are of ``x - shift``
+NaN or a very large value reaches the windows that hold it and no other. Sums are of ``x - shift``
 in float32, where the shift is a value (or the mean of a column) that lies inside each window it is
 used for: near, so that an offset or a ramp costs no digits, and harmless, since what it spoils
 holds it anyway.
@@ -89,7 +89,7 @@ def take(values, lanes, SUB: tl.constexpr):
 def _sums_to_the_last(values):
     """[A, N, ...] -> for each of N the sum of it and those after it.
 
-    ``cumsum(reverse=True)`` would turn the whole tile around by shuffles.  Where one thread has all
+    ``cumsum(reverse=True)`` would turn the whole tile around by shuffles. Where one thread has all
     N the conditions are known when this is compiled, and adding -0 is no instruction.
     """
     N: tl.constexpr = values.shape[1]
@@ -298,7 +298,7 @@ def moments_along(
 ):  # fmt: skip
     """Shift, mean minus shift, and rstd of windows that begin at lanes ``begin`` [LANES].
 
-    ``near``, ``total``, ``square`` are split.  A window is the end of one segment of lanes, perhaps
+    ``near``, ``total``, ``square`` are split. A window is the end of one segment of lanes, perhaps
     a second segment, and the beginning of one.
     """
     LANES: tl.constexpr = near.shape[0]

@@ -71,8 +71,8 @@ def _tile_moments(
 ):  # fmt: skip
     """Of the cells at rows ``i ...`` and columns ``k ...``: the lane where the window begins
     and, of each lane, the value that the tile's windows there have in common; of each cell the
-    window's shift, mean minus shift, rstd.  All but the second are split (see
-    :func:`gpu_sums.split`).  ``x`` points at the sample."""
+    window's shift, mean minus shift, rstd. All but the second are split (see
+    :func:`gpu_sums.split`). ``x`` points at the sample."""
     lane = tl.arange(0, LANES)
     column = k + offset + lane
     inside = (column < width)[:, None] & exists[None, :]
@@ -191,8 +191,8 @@ def gradient_terms(
 
     The gradient is ``g w rstd`` of a cell minus the sum of ``A + (x - mean) Q`` over the cells
     whose windows hold it, with ``A = rstd sum(g w) / count`` and
-    ``Q = rstd^3 sum(g w (x - mean)) / count``.  Stored are ``P = A - (mean - shift) Q`` and ``Q``,
-    cells of a row that share a window added up.  ``edges`` has the sums over the tile's rows whose
+    ``Q = rstd^3 sum(g w (x - mean)) / count``. Stored are ``P = A - (mean - shift) Q`` and ``Q``,
+    cells of a row that share a window added up. ``edges`` has the sums over the tile's rows whose
     window is the uppermost, the lowest, and any other.
     If no gradient flows through the statistics, ``out`` is the gradient.
     """

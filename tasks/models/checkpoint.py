@@ -200,7 +200,7 @@ def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
         model: made with ``pretrained=True``.
         path: a run's ``last.ckpt``.
         norm: of ``model``. The checkpoint's must be of the same name, or GN for an LCN, whose
-            weights mean the same; batch norms also go into synchronised ones.
+            weights mean the same; batch norms also go into synchronized ones.
 
     Returns:
         A sentence that says which weights were used, which were not, and which norm went into

@@ -6,7 +6,7 @@ checkpoints load without renaming.
 
 The residual blocks are timm's. The wiring around them is our own: timm's ``HighResolutionNet`` is
 the ImageNet classifier, whose modules upsample by a fixed factor and by nearest neighbour, and
-overriding that, the forward pass, the initialisation and the head leaves little to inherit.
+overriding that, the forward pass, the initialization and the head leaves little to inherit.
 """
 
 from functools import partial
@@ -63,7 +63,7 @@ class HRNetV2(nn.Module):
     Upsampling is bilinear with ``align_corners=False``, the default the cited code relied on; its
     later branches, with OCR, train with ``True``.
 
-    Initialised as in the cited code: convolution weights are normal with standard deviation 0.001,
+    Initialized as in the cited code: convolution weights are normal with standard deviation 0.001,
     norm layers start at weight 1 and bias 0, and the biases of the head's two convolutions (no
     other has one) keep PyTorch's default, uniform within ``1 / sqrt(fan_in)``.
 

@@ -32,7 +32,7 @@ log = logging.getLogger("train")
 class Run:
     """The place of one training and its evaluation.
 
-    The directory is named after what decides the result: task, norm, data, seed, optimisation and
+    The directory is named after what decides the result: task, norm, data, seed, optimization and
     total batch; not after devices, loggers or paths. The same configuration finds it again.
 
     Args:

@@ -62,7 +62,7 @@ def one_run(function: Callable[[DictConfig], Run | None]) -> Callable[[DictConfi
     """Turns a mistake of the user into a message, and lets a sweep go on with its next run.
 
     The wrapped function returns its run, None if there is no result; the wrapper returns the
-    primary metric, which a search optimises.
+    primary metric, which a search optimizes.
     """
 
     @functools.wraps(function)
