@@ -151,21 +151,33 @@ def paper_row(cfg: DictConfig) -> dict | None:
     return published_row(place["table"], place["row"])
 
 
+@functools.cache
 def read_experiment(path: Path) -> dict:
-    """An experiment file's ``identity`` (task, model, canonical norm) and ``paper`` row.
+    """An experiment file's ``identity`` (task, model, canonical norm), ``paper`` and ``variant``.
 
-    ``paper`` is None for a row of our own, which the paper does not have.
+    ``paper`` is its published row, None for a row of our own. ``variant`` is empty for a row as it
+    is by default; an experiment that starts from another, such as ``released_table4_all``, is the
+    variant ``released`` of that one.
     """
     raw = _load(path)
-    chosen = {
-        key.removeprefix("override /"): option
-        for default in raw["defaults"]
-        for key, option in default.items()
-    }
-    norm = _load(CONFIGS / "norm" / f"{chosen['norm']}.yaml") | raw.get("norm", {})
+    base: dict[str, Any] = {}
+    chosen: dict[str, str] = {}
+    variant = ""
+    for default in raw["defaults"]:
+        if isinstance(default, str):
+            base = read_experiment(path.with_name(f"{default}.yaml"))
+            chosen |= base["chosen"]
+            variant = path.stem.removesuffix(f"_{default}")
+        else:
+            chosen |= {key.removeprefix("override /"): name for key, name in default.items()}
+    settings = base.get("norm", {}) | raw.get("norm", {})
+    norm = _load(CONFIGS / "norm" / f"{chosen['norm']}.yaml") | settings
     return {
         "identity": (chosen["task"], chosen["task/model"], canonical_norm(norm)),
-        "paper": raw.get("paper"),
+        "paper": raw.get("paper", base.get("paper")),
+        "variant": variant,
+        "chosen": chosen,
+        "norm": settings,
     }
 
 

@@ -114,6 +114,9 @@ def optional(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.allows(value), f"{rule.words}, or null")
 
 
+MUST_BE_GIVEN = "(must be given)"
+"""What an experiment says of a file that its command has to name."""
+
 RULES: dict[str, Rule] = {
     "mode": one_of("train", "test"),
     "checkpoint": optional(PATH),
@@ -136,9 +139,13 @@ RULES: dict[str, Rule] = {
     "task.area_range": Rule(lambda v: RANGE.allows(v) and v[1] <= 1, "[least, most], above 0 to 1"),
     "task.ratio_range": RANGE,
     "task.flip": SHARE,
+    "task.interpolation": one_of("bilinear", "bicubic"),
+    "task.color_jitter": number(0, 1),
+    "task.lighting": number(0),
     "task.mean": optional(list_of(number())),
     "task.std": optional(list_of(number(above=0))),
     "task.backbone_checkpoint": optional(PATH),
+    "task.box_loss_beta": number(above=0),
     "task.epochs": COUNT,
     "task.steps": optional(COUNT),
     "task.devices": COUNT,
@@ -146,6 +153,10 @@ RULES: dict[str, Rule] = {
     "task.optimizer.lr": number(above=0),
     "task.optimizer.momentum": number(0, 1),
     "task.optimizer.weight_decay": number(0),
+    "task.optimizer.nesterov": FLAG,
+    "task.optimizer.bias_lr_factor": number(above=0),
+    "task.optimizer.decay_biases": FLAG,
+    "task.optimizer.decay_norms": FLAG,
     "task.scale_lr": FLAG,
     "task.schedule.name": one_of("poly", "step"),
     "task.schedule.power": number(0),
@@ -171,12 +182,14 @@ RULES: dict[str, Rule] = {
     "task.model.pretrained": optional(PATH),
     "task.model.widths": list_of(COUNT),
     "task.model.convolutions": COUNT,
-    "task.model.transposed": FLAG,
+    "task.model.transposed": optional(FLAG),
+    "task.model.margin": whole(1),
     "task.model.arch": TEXT,
     "task.model.encoder": TEXT,
     "task.model.mini.batch_size": COUNT,
     "task.model.mini.epochs": COUNT,
     "task.model.mini.width": FACTOR,
+    "task.model.mini.crop": SIZE,
     "norm.name": TEXT,
     "norm.groups": optional(GROUPS),
     "norm.c_group": GROUPS,
@@ -244,7 +257,8 @@ NEEDED = (
 )  # fmt: skip
 """What no configuration can do without."""
 
-OPTIMIZERS = {"sgd": {"momentum", "weight_decay"}, "adam": {"weight_decay"}}
+_OF_GROUPS = {"weight_decay", "bias_lr_factor", "decay_biases", "decay_norms"}
+OPTIMIZERS = {"sgd": {"momentum", "nesterov", *_OF_GROUPS}, "adam": _OF_GROUPS}
 """Settings of each optimizer besides its name and learning rate."""
 
 SCHEDULES = {"poly": {"power"}, "step": {"drops"}}
@@ -326,6 +340,11 @@ def _check_together(cfg: DictConfig) -> None:
     weights = {"checkpoint": cfg.checkpoint, "task.model.pretrained": task.model.get("pretrained")}
     weights["task.backbone_checkpoint"] = task.get("backbone_checkpoint")
     for key, path in weights.items():  # before a miniature is generated
+        if path == MUST_BE_GIVEN:
+            raise InputError(
+                f"{key} is missing: give {key}=FILE, weights of this network from ImageNet "
+                "(docs/protocol.md names them)"
+            )
         if path is not None and not Path(path).expanduser().is_file():
             raise InputError(f"{key}={path}: there is no such file")
     bands = len(task.bands)

@@ -12,7 +12,7 @@ from tasks.protocol import learning_rate
 
 def rates(cfg, total_batch, steps, at):
     layer = nn.Linear(1, 1)
-    made = make_optimizer(layer.parameters(), cfg, total_batch, steps)
+    made = make_optimizer(layer, cfg, total_batch, steps)
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
     found = {}
     for step in range(max(at) + 1):
@@ -69,7 +69,7 @@ def test_rate_is_in_proportion_to_the_total_batch_where_the_protocol_says_so(
 def test_frozen_weights_are_not_optimized():
     layer = nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
-    made = make_optimizer(layer.parameters(), compose([]), 16, 10)
+    made = make_optimizer(layer, compose([]), 16, 10)
     assert [p.shape for p in made["optimizer"].param_groups[0]["params"]] == [torch.Size([2, 2])]
 
 
@@ -80,4 +80,4 @@ def test_unknown_names_are_explained():
     ):
         cfg = compose([override])
         with pytest.raises(InputError, match=message):
-            make_optimizer(nn.Linear(1, 1).parameters(), cfg, 16, 10)
+            make_optimizer(nn.Linear(1, 1), cfg, 16, 10)

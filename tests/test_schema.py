@@ -38,15 +38,17 @@ TAKES = {
     "task.model.arch task.model.encoder task.model.name task.name",
     "word null": "checkpoint logger.entity task.backbone_checkpoint task.model.pretrained "
     "task.test_split task.holdout_split",
-    "": "mode task.facts task.kind task.model.kind task.optimizer.name task.schedule.name "
+    "": "mode task.interpolation task.facts task.kind task.model.kind task.optimizer.name "
+    "task.schedule.name "
     "norm.window_unit trainer.accelerator trainer.strategy trainer.precision",
-    "true": "data.holdout logger.csv logger.tensorboard logger.wandb task.model.transposed "
+    "true": "data.holdout logger.csv logger.tensorboard logger.wandb "
+    "task.optimizer.nesterov task.optimizer.decay_biases task.optimizer.decay_norms "
     "task.scale_lr trainer.deterministic trainer.progress_bar",
-    "true null": "logger.offline",
+    "true null": "logger.offline task.model.transposed",
     "one huge": "norm.size data.batch_size data.epochs data.eval_batch_size data.eval_every "
     "data.total_batch logger.every_n_steps norm.c_group paper.table task.devices task.epochs "
     "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch "
-    "task.model.batch_size task.model.convolutions task.model.mini.batch_size "
+    "task.model.batch_size task.model.convolutions task.model.margin task.model.mini.batch_size "
     "task.model.mini.epochs trainer.max_epochs trainer.num_nodes",
     "one huge null": "data.patches_per_epoch data.steps norm.groups task.num_classes task.outputs "
     "task.patches_per_epoch task.steps trainer.max_steps",
@@ -56,18 +58,20 @@ TAKES = {
     "zero one huge": "norm.warmup_steps norm.r_steps norm.d_steps data.workers task.eval_halo",
     "negative one huge numbers": "trainer.devices",
     "null numbers": "data.crop task.crop task.scale_range",
-    "numbers": "task.model.widths task.ratio_range",
+    "numbers": "task.model.widths task.ratio_range task.model.mini.crop",
     "null words": "task.class_names",
     "words": "task.bands task.eval_splits",
     "null numbers mean": "task.mean task.std task.class_weights",
     "drops": "task.schedule.drops task.area_range",
-    "one half many huge": "data.lr_factor task.mini.lr_factor task.optimizer.lr",
-    "zero one half many huge": "norm.alpha norm.beta norm.d_max norm.k "
+    "one half many huge": "data.lr_factor task.mini.lr_factor task.optimizer.lr "
+    "task.optimizer.bias_lr_factor task.box_loss_beta",
+    "zero one half many huge": "task.lighting norm.alpha norm.beta norm.d_max norm.k "
     "norm.eps task.optimizer.weight_decay task.schedule.power "
     "trainer.checkpoint_minutes",
     "one many huge": "norm.r_max",
     "one half many huge null": "norm.sigma",
-    "zero one half": "norm.momentum task.flip task.optimizer.momentum task.schedule.warmup "
+    "zero one half": "norm.momentum task.flip task.color_jitter task.optimizer.momentum "
+    "task.schedule.warmup "
     "task.schedule.warmup_from",
     "one half": "data.scale data.width task.mini.scale task.model.mini.width",
     "null mapping": "data.sampling norm.windows",
@@ -128,6 +132,8 @@ WRONG = {
     "data.eval_split=test": "data.eval_split=test: must be train or val",
     "norm=lcn norm.groups=4 norm.c_group=8": "norm.groups=4 norm.c_group=8: give one of the two",
     "norm=gn norm.groups=null": "norm.groups=None: must be a whole number of at least 1, or C",
+    "experiment=pretrained_table1_w18_gn": "task.model.pretrained is missing: give",
+    "task=imagenet task.optimizer.name=adam": "adam has no momentum, nesterov; remove with",
     "data.holdout=true": "data.holdout=True: must be false with task=cityscapes",
 }
 

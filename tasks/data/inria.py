@@ -39,6 +39,7 @@ def open_splits(
     _require_folders(root, folder, splits)
     size = (int(cfg.data.crop[0]), int(cfg.data.crop[1]))
     halo = round(cfg.task.eval_halo * cfg.data.scale)
+    halo = max(halo, cfg.task.model.get("margin", 0))  # what a network without padding needs
     opened: list[RandomPatches | TileWindows] = []
     for split in splits:
         tile_set = inria_tiles(folder, split, cfg.data.holdout, release)

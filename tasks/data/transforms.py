@@ -22,7 +22,18 @@ def make_transform(cfg: DictConfig, training: bool) -> v2.Transform:
     }[cfg.task.kind](cfg, training)
     label = torch.int64 if cfg.task.kind == "segmentation" else None
     types = {tv_tensors.Image: torch.float32, tv_tensors.Mask: label, "others": None}
-    return v2.Compose([*steps, v2.ToDtype(types, scale=True), *_normalization(cfg)])
+    colors = _colors(cfg) if training else []
+    return v2.Compose([*steps, v2.ToDtype(types, scale=True), *colors, *_normalization(cfg)])
+
+
+def _colors(cfg: DictConfig) -> list[v2.Transform]:
+    """What is done to colours in 0..1, of tasks that have such keys."""
+    steps: list[v2.Transform] = []
+    if strength := cfg.task.get("color_jitter", 0.0):
+        steps.append(v2.ColorJitter(strength, strength, strength))
+    if deviation := cfg.task.get("lighting", 0.0):
+        steps.append(Lighting(deviation))
+    return steps
 
 
 def _normalization(cfg: DictConfig) -> list[v2.Transform]:
@@ -40,10 +51,11 @@ def _segmentation(cfg: DictConfig, training: bool) -> list[v2.Transform]:
 
 
 def _classification(cfg: DictConfig, training: bool) -> list[v2.Transform]:
+    mode = v2.InterpolationMode(cfg.task.get("interpolation", "bilinear"))
     if not training:
-        return [v2.Resize(cfg.data.resize), v2.CenterCrop(list(cfg.data.crop))]
+        return [v2.Resize(cfg.data.resize, mode), v2.CenterCrop(list(cfg.data.crop))]
     crop = v2.RandomResizedCrop(
-        list(cfg.data.crop), tuple(cfg.task.area_range), tuple(cfg.task.ratio_range)
+        list(cfg.data.crop), tuple(cfg.task.area_range), tuple(cfg.task.ratio_range), mode
     )
     return [crop, *_flip(cfg)]
 
@@ -54,6 +66,38 @@ def _detection(cfg: DictConfig, training: bool) -> list[v2.Transform]:
 
 def _flip(cfg: DictConfig) -> list[v2.Transform]:
     return [v2.RandomHorizontalFlip(cfg.task.flip)] if cfg.task.flip else []
+
+
+class Lighting(v2.Transform):
+    """Shifts all pixels of an image along the principal components of ImageNet's colours.
+
+    Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS
+    2012, with the components of fb.resnet.torch, for R, G, B in 0..1. The result is not clipped, as
+    there.
+
+    Args:
+        deviation: standard deviation of the three normal draws, in multiples of an eigenvalue.
+    """
+
+    VALUES = (0.2175, 0.0188, 0.0045)
+    VECTORS = (  # R, G, B; a column for each eigenvalue
+        (-0.5675, 0.7192, 0.4009),
+        (-0.5808, -0.0045, -0.8140),
+        (-0.5836, -0.6948, 0.4203),
+    )
+
+    def __init__(self, deviation: float):
+        super().__init__()
+        self.deviation = deviation
+        self._scaled = torch.tensor(self.VECTORS) * torch.tensor(self.VALUES)
+
+    def make_params(self, flat_inputs: list) -> dict:
+        return {"shift": self._scaled @ (self.deviation * torch.randn(3))}
+
+    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        return tv_tensors.wrap(inpt + params["shift"][:, None, None], like=inpt)
 
 
 class RandomScaleCrop(v2.Transform):

@@ -1,4 +1,4 @@
-"""Which runs count as evidence of a published row."""
+"""Which runs count as evidence of a published row, or of a variant of one."""
 
 import functools
 import math
@@ -11,13 +11,30 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.config import compose, plain
-from tasks.evidence.rows import SCALES, Row, published_rows
+from tasks.evidence.rows import SCALES, Row, all_rows, rows_of_table, variant_rows
 from tasks.identity import run_identity
 from tasks.protocol import canonical_norm, norm_label
 from tasks.runs.record import FinishedRun, flattened
+from tasks.schema import MUST_BE_GIVEN
 
 OF_THE_DATASET = ("task.num_classes", "task.class_names", "task.outputs")
 """Settings that a run takes from the dataset it opens where its task leaves them null."""
+
+BEFORE: dict[str, dict[str, object]] = {
+    "imagenet": {
+        "task.color_jitter": 0.0,
+        "task.lighting": 0.0,
+        "task.interpolation": "bilinear",
+        "task.optimizer.nesterov": False,
+    },
+    "coco": {
+        "task.box_loss_beta": 1 / 9,
+        "task.optimizer.bias_lr_factor": 1.0,
+        "task.optimizer.decay_biases": True,
+        "task.optimizer.decay_norms": True,
+    },
+}
+"""What runs did that are older than a key whose default is something else, by task."""
 
 DECISIVE = ("task", "norm", "data", "trainer", "seed", "checkpoint")
 """The parts of a configuration that decide a result."""
@@ -36,6 +53,14 @@ class Evidence:
     )
     left_out: dict[Path, str] = field(default_factory=dict)
 
+    def rows_of_table(self, scale: str, table: int) -> list[Row]:
+        """The published rows of a table, each followed by those of its variants that were run."""
+        rows = []
+        for row in rows_of_table(table):
+            variants = (v for v in variant_rows().values() if v.published == row.published)
+            rows += [row, *(v for v in variants if v.experiment in self.runs[scale])]
+        return rows
+
     @property
     def is_empty(self) -> bool:
         return not any(self.runs.values())
@@ -52,14 +77,14 @@ class Evidence:
 
 
 def gather(runs: Iterable[FinishedRun]) -> Evidence:
-    """Those of the runs, oldest first, that follow the settings of a published row.
+    """Those of the runs, oldest first, that follow the settings of a published row or its variant.
 
     Of several runs of one row and seed the newest counts.
     """
     evidence = Evidence()
     for run in runs:
-        rows = _rows_of(run)
-        if reason := _why_left_out(run, rows):
+        rows, reason = _rows_of(run)
+        if reason:
             evidence.left_out[run.directory] = reason
             continue
         counted = evidence.runs[run.data]
@@ -72,10 +97,21 @@ def gather(runs: Iterable[FinishedRun]) -> Evidence:
     return evidence
 
 
-def _rows_of(run: FinishedRun) -> list[Row]:
+def _rows_of(run: FinishedRun) -> tuple[list[Row], str | None]:
+    """The rows that a run counts in, or why it counts in none."""
     norm = {key: value for key, value in run.result["norm"].items() if key != "window_used"}
     own = (run.task, run.model, canonical_norm(norm))
-    return [row for row in published_rows().values() if row.identity == own]
+    by_variant: dict[str, list[Row]] = {}
+    for row in all_rows().values():
+        if row.identity == own:
+            by_variant.setdefault(row.variant, []).append(row)
+    reasons = []
+    for rows in by_variant.values() or [[]]:
+        reason = _why_left_out(run, rows)
+        if reason is None:
+            return rows, None
+        reasons.append(reason)
+    return [], reasons[0]
 
 
 def _why_left_out(run: FinishedRun, rows: list[Row]) -> str | None:
@@ -104,10 +140,10 @@ def _is_finite(value: object) -> bool:
 def _differing_settings(run: FinishedRun, experiment: str) -> str:
     """What decides a result and is not as in the row's own command; empty if nothing.
 
-    A key that is younger than the run has the value it has today.
+    A key that is younger than the run has the value it has today, or the one in `BEFORE`.
     """
     row = _row(experiment, run.data)
-    config = _resolved(_completed(run.config, row.unresolved))
+    config = _resolved(_completed(run.config, _as_before(row.unresolved, run.task)))
     settings = settings_of(config, "", run.result["total_batch"])
     if config["trainer"]["max_steps"] is None:
         settings["epochs"] = run.result["epochs"]
@@ -119,8 +155,12 @@ def _differing_settings(run: FinishedRun, experiment: str) -> str:
     return ", ".join(
         f"{name} {_shown(settings.get(name))} instead of {_shown(wanted.get(name))}"
         for name in names
-        if settings.get(name) != wanted.get(name)
+        if not _agrees(settings.get(name), wanted.get(name))
     )
+
+
+def _agrees(own: object, wanted: object) -> bool:
+    return own is not None if wanted == MUST_BE_GIVEN else own == wanted
 
 
 def _completed(own: Any, row: Any) -> Any:
@@ -129,6 +169,20 @@ def _completed(own: Any, row: Any) -> Any:
         return own
     common = {key: _completed(own[key], value) for key, value in row.items() if key in own}
     return row | own | common
+
+
+def _as_before(config: dict[str, Any], task: str) -> dict[str, Any]:
+    """A row's configuration with what its younger keys were before there was a key."""
+    if task not in BEFORE:
+        return config
+    config = plain(config)
+    for name, value in BEFORE[task].items():
+        *groups, key = name.split(".")
+        node = config
+        for group in groups:
+            node = node[group]
+        node[key] = value
+    return config
 
 
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:

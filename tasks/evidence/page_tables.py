@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tasks.evidence.charts import Series
 from tasks.evidence.claims import CANNOT_TELL, CLAIMS, DOES_NOT, HOLDS, contrast, judge
 from tasks.evidence.gather import Evidence
-from tasks.evidence.rows import TITLES, Row, reference, rows_of_table
+from tasks.evidence.rows import TITLES, Row, reference
 from tasks.evidence.sections import Section, digest
 from tasks.evidence.statistics import Difference
 from tasks.protocol import metric_title
@@ -62,7 +62,7 @@ def interval(found: Difference | None) -> str:
 
 def score_tables(evidence: Evidence, scale: str, table: int) -> list[Table]:
     """A table of the paper, ours beside it, in parts that fit on paper; the primary one first."""
-    rows = rows_of_table(table)
+    rows = evidence.rows_of_table(scale, table)
     metrics, primary = rows[0].metrics, rows[0].primary
     parts = -(-len(metrics) // METRICS_ABREAST)
     size = -(-len(metrics) // parts)
@@ -91,6 +91,8 @@ def _score_table(evidence: Evidence, scale: str, rows: list[Row], metrics: list[
     several = max(counts.values()) > 1
     ours = ["ours", *(["± sd"] if several else []), "paper"]
     columns = [Column(key, is_number=rows[0].published[key].isdigit()) for key in keys]
+    told = any(row.variant for row in rows)
+    columns += [Column("variant", is_number=False)] * told
     columns += [Column(part, group=metric_title(name)) for name in metrics for part in ours]
     columns.append(Column("n"))
     if primary in metrics:
@@ -99,7 +101,7 @@ def _score_table(evidence: Evidence, scale: str, rows: list[Row], metrics: list[
         columns += [Column(part, group=group) for part in parts]
     lines = []
     for row in rows:
-        line = [row.published[key] for key in keys]
+        line = [*(row.published[key] for key in keys), *([row.variant] * told)]
         for metric in metrics:
             scores = list(evidence.scores(scale, row, metric).values())
             line.append(number(statistics.fmean(scores)) if scores else NOT_RUN)

@@ -25,7 +25,7 @@ from tasks.evidence.page_tables import (
     score_tables,
 )
 from tasks.evidence.pictures import Comparison
-from tasks.evidence.rows import SCALES, TITLES, published_rows, rows_of_table
+from tasks.evidence.rows import SCALES, TITLES, all_rows, rows_of_table
 from tasks.evidence.sections import Section
 from tasks.protocol import task_facts
 from tasks.runs.directory import write_atomically
@@ -172,7 +172,7 @@ def scale_view(scale: str, sections: list[Section], evidence: Evidence) -> dict[
 
 
 def published_view(section: Section, evidence: Evidence) -> dict[str, Any]:
-    tables = {published_rows()[name].table for name in section.rows or {}}
+    tables = {all_rows()[name].table for name in section.rows or {}}
     return _view(section) | {
         "tables": [t for n in sorted(tables) for t in score_tables(evidence, section.data, n)],
         "sensitivity": sensitivity_charts(section, evidence),

@@ -1,4 +1,4 @@
-"""The rows that the paper published."""
+"""The rows that the paper published, and the variants of them that can be run."""
 
 import csv
 import functools
@@ -30,6 +30,7 @@ class Row:
     model: str
     norm: dict  # as tasks.protocol.canonical_norm spells it
     published: dict  # key columns as text, metrics in percent
+    variant: str = ""  # what differs from the row's own command: released, duke, large, pretrained
 
     @property
     def table(self) -> int:
@@ -50,7 +51,12 @@ class Row:
 
     @property
     def label(self) -> str:
-        return norm_label(self.norm)
+        """The norm's name, with the variant where that alone does not tell it from the row."""
+        label = norm_label(self.norm)
+        alike = self.variant and any(
+            row.identity == self.identity for row in published_rows().values()
+        )
+        return f"{label} ({self.variant})" if alike else label
 
     @property
     def identity(self) -> tuple[str, str, dict]:
@@ -61,15 +67,7 @@ class Row:
 @functools.cache
 def published_rows() -> dict[str, Row]:
     """Every published row by the name of its experiment, in the paper's order."""
-    experiments = {}
-    for name in options("experiment"):
-        experiment = read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
-        if experiment["paper"] is None:
-            continue
-        published = published_row(**experiment["paper"])
-        task, model, norm = experiment["identity"]
-        row = Row(name, task, model, norm, published)
-        experiments[tuple(published.items())] = row
+    experiments = {tuple(row.published.items()): row for row in _rows() if not row.variant}
     rows = {}
     for table in TITLES:
         path = ROOT / "results" / "paper" / f"table{table}.csv"
@@ -80,12 +78,43 @@ def published_rows() -> dict[str, Row]:
     return rows
 
 
+@functools.cache
+def variant_rows() -> dict[str, Row]:
+    """Every variant of a published row by the name of its experiment, in the paper's order."""
+    place = {tuple(row.published.items()): i for i, row in enumerate(published_rows().values())}
+    variants = [row for row in _rows() if row.variant]
+    variants.sort(key=lambda row: place[tuple(row.published.items())])
+    return {row.experiment: row for row in variants}
+
+
+@functools.cache
+def all_rows() -> dict[str, Row]:
+    """The published rows and, after them, their variants."""
+    return published_rows() | variant_rows()
+
+
+def _rows() -> list[Row]:
+    rows = []
+    for name in options("experiment"):
+        experiment = read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
+        if experiment["paper"] is not None:
+            published = published_row(**experiment["paper"])
+            task, model, norm = experiment["identity"]
+            rows.append(Row(name, task, model, norm, published, experiment["variant"]))
+    return rows
+
+
 def reference(row: Row) -> Row:
-    """The GN row of the same task and model: Table 1's (16 groups) for Tables 2 to 4."""
+    """The GN row that a row is compared with: Table 1's (16 groups) for Tables 2 to 4.
+
+    That of the same variant, if it has one: the released layer has none of its own.
+    """
+    of_variant = [other for other in variant_rows().values() if other.variant == row.variant]
     return next(
         other
-        for other in published_rows().values()
-        if (other.task, other.model) == (row.task, row.model) and other.published["norm"] == "gn"
+        for other in (*of_variant, *published_rows().values())
+        if other.published.get("norm") == "gn" == other.norm["name"]
+        and (other.task, other.model) == (row.task, row.model)
     )
 
 

@@ -15,7 +15,7 @@ from tasks.errors import InputError
 from tasks.evidence.charts import Series
 from tasks.evidence.gather import Evidence, settings_of
 from tasks.evidence.pictures import Comparison
-from tasks.evidence.rows import SCALES, published_rows, reference
+from tasks.evidence.rows import SCALES, all_rows, reference
 from tasks.protocol import task_facts
 from tasks.runs.record import FinishedRun
 
@@ -46,8 +46,7 @@ class Section:
             if runs:
                 found.setdefault(tuple(run.directory for run in runs), (experiment, runs))
         return [
-            Series(published_rows()[experiment].label, tuple(runs))
-            for experiment, runs in found.values()
+            Series(all_rows()[experiment].label, tuple(runs)) for experiment, runs in found.values()
         ]
 
     @cached_property
@@ -59,7 +58,7 @@ class Section:
         found: dict[int, list[Series]] = {}
         for experiment, runs in self.rows.items():
             if runs:
-                found.setdefault(published_rows()[experiment].table, []).append(known[tuple(runs)])
+                found.setdefault(all_rows()[experiment].table, []).append(known[tuple(runs)])
         return dict(sorted(found.items()))
 
     @cached_property
@@ -73,7 +72,7 @@ class Section:
         if self.rows is None:
             candidates = [(self.runs, self.runs)]
         else:
-            rows = [r for r in published_rows().values() if r.experiment in self.rows]
+            rows = [r for r in all_rows().values() if r.experiment in self.rows]
             candidates = [
                 (self.rows[reference(row).experiment], self.rows[row.experiment])
                 for row in rows
@@ -144,10 +143,10 @@ def make_sections(runs: list[FinishedRun], evidence: Evidence) -> list[Section]:
     sections: list[Section] = []
     counted: set[FinishedRun] = set()
     for scale in SCALES:
-        for task in dict.fromkeys(row.task for row in published_rows().values()):
+        for task in dict.fromkeys(row.task for row in all_rows().values()):
             rows = {
                 row.experiment: [of_row[seed] for seed in sorted(of_row)]
-                for row in published_rows().values()
+                for row in all_rows().values()
                 if row.task == task
                 for of_row in [evidence.runs[scale].get(row.experiment, {})]
             }

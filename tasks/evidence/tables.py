@@ -39,22 +39,23 @@ def write_tables(evidence: Evidence, folder: Path) -> list[Path]:
 
 
 def csv_text(evidence: Evidence, scale: str, table: int) -> str:
-    """A table as CSV, a line per published row; metrics in percent, empty where there is none.
+    """A table as CSV, a line per row; metrics in percent, empty where there is none.
 
-    Columns: the paper's keys; status; per metric the mean over seeds, ``_sd`` (standard deviation
+    A published row is followed by those of its variants that were run. Columns: the paper's keys;
+    variant; status; per metric the mean over seeds, ``_sd`` (standard deviation
     of the sample) and ``_paper``; n; seeds; and of the primary metric ``_minus_gn``, its 95 %
     interval ``_low`` to ``_high``, its number of paired seeds ``_n``, and the published difference.
     """
-    rows = rows_of_table(table)
+    rows = evidence.rows_of_table(scale, table)
     keys, metrics, gn = rows[0].keys, rows[0].metrics, f"{rows[0].primary}_minus_gn"
-    columns = [*keys, "status"]
+    columns = [*keys, "variant", "status"]
     columns += [f"{metric}{part}" for metric in metrics for part in ("", "_sd", "_paper")]
     columns += ["n", "seeds", *(f"{gn}{part}" for part in ("", "_low", "_high", "_n", "_paper"))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        cells = [row.published[key] for key in keys]
+        cells = [*(row.published[key] for key in keys), row.variant]
         seeds = list(evidence.scores(scale, row, row.primary))
         cells.append("run" if seeds else "not run")
         for metric in metrics:
@@ -150,14 +151,15 @@ def _claims_table(evidence: Evidence, scale: str) -> str:
 
 
 def _scores_table(evidence: Evidence, scale: str, table: int, metrics: list[str]) -> str:
-    rows = rows_of_table(table)
+    rows = evidence.rows_of_table(scale, table)
     keys, primary = rows[0].keys, rows[0].primary
-    header = [*keys, *(f"{metric}{part}" for metric in metrics for part in ("", ", paper")), "n"]
+    told = [*keys, "variant"] if any(row.variant for row in rows) else keys
+    header = [*told, *(f"{metric}{part}" for metric in metrics for part in ("", ", paper")), "n"]
     if primary in metrics:
         header += [f"{primary} - GN", "paper - GN"]
     lines = []
     for row in rows:
-        line = [row.published[key] for key in keys]
+        line = [*(row.published[key] for key in keys), row.variant][: len(told)]
         for metric in metrics:
             scores = list(evidence.scores(scale, row, metric).values())
             line += [_mean_and_deviation(scores), f"{row.published[metric]:.2f}"]
@@ -165,7 +167,7 @@ def _scores_table(evidence: Evidence, scale: str, table: int, metrics: list[str]
         if primary in metrics:
             line += _difference_to_gn(evidence, scale, row)
         lines.append(line)
-    return _markdown(header, lines, left=keys)
+    return _markdown(header, lines, left=told)
 
 
 def _mean_and_deviation(scores: list[float]) -> str:

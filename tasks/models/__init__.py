@@ -55,9 +55,21 @@ def _resnet50(cfg: DictConfig) -> nn.Module:
 def _unet(cfg: DictConfig) -> nn.Module:
     options = cfg.task.model
     widths = [max(1, int(width * cfg.data.width)) for width in options.widths]
-    return UNet(
-        len(cfg.task.bands), cfg.task.outputs, widths, options.convolutions, options.transposed
+    margin = options.get("margin", 0)
+    model = UNet(
+        len(cfg.task.bands),
+        cfg.task.outputs,
+        widths,
+        options.convolutions,
+        options.transposed,
+        padded=margin == 0,
     )
+    if model.margin != margin:
+        raise InputError(
+            f"task.model.margin={margin}: {len(widths)} levels of {options.convolutions} "
+            f"convolutions without padding have {model.margin}"
+        )
+    return model
 
 
 def _smp(cfg: DictConfig) -> nn.Module:
@@ -72,6 +84,8 @@ NETWORKS: dict[str, Callable[[DictConfig], nn.Module]] = {
     "hrnetv2_w48": _hrnet,
     "resnet50": _resnet50,
     "unet": _unet,
+    "unet_duke": _unet,
+    "unet_large": _unet,
     "unet_slim": _unet,
     "smp": _smp,
 }
@@ -88,6 +102,7 @@ def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any]) -> nn.Module:
         resize=tuple(cfg.data.resize),
         width=cfg.data.width,
         sampling=plain(cfg.data.sampling) if cfg.data.sampling else None,
+        box_loss_beta=cfg.task.box_loss_beta,
     )
     model.notes = [
         "backbone from scratch (no task.backbone_checkpoint)"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models import resnet50
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -24,6 +25,7 @@ from torchvision.models.detection.faster_rcnn import (
     TwoMLPHead,
 )
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d
 
 from lcn import convert_norm
@@ -46,6 +48,7 @@ def mask_rcnn(
     resize: tuple[int, int] = RESIZE,
     width: float = 1.0,
     sampling: Mapping[str, int] | None = None,
+    box_loss_beta: float = 1.0,
 ) -> MaskRCNN:
     """Build a Mask R-CNN with fresh weights.
 
@@ -69,6 +72,7 @@ def mask_rcnn(
         width: multiplies the channels of pyramid and heads (256, and 1024 box features).
         sampling: keyword arguments of `torchvision.models.detection.MaskRCNN` that count proposals,
             sampled regions or detections.
+        box_loss_beta: of the box head's smooth L1 loss (Detectron: 1; torchvision: 1/9).
 
     Returns:
         Training: images (list of float [3, H, W] in 0..1) and targets to a dict of five losses;
@@ -99,10 +103,68 @@ def mask_rcnn(
             ),
             **(sampling or {}),
         )
+    model.roi_heads = _RoIHeads(model.roi_heads, box_loss_beta)
     _draw_weights(model, seed)
     if not only_backbone:
         _place_norms(model, norm)
     return model
+
+
+class _RoIHeads(RoIHeads):
+    """torchvision's heads with another ``beta`` in the smooth L1 loss of the boxes.
+
+    torchvision writes 1/9 into `fastrcnn_loss`. What that function is given is noted here on its
+    way, and the loss taken again from it.
+    """
+
+    def __init__(self, heads: RoIHeads, box_loss_beta: float):
+        super().__init__(
+            heads.box_roi_pool, heads.box_head, heads.box_predictor,
+            heads.proposal_matcher.high_threshold, heads.proposal_matcher.low_threshold,
+            heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction,
+            heads.box_coder.weights,
+            heads.score_thresh, heads.nms_thresh, heads.detections_per_img,
+            heads.mask_roi_pool, heads.mask_head, heads.mask_predictor,
+        )  # fmt: skip
+        self.box_loss_beta = box_loss_beta
+        self._labels: list[torch.Tensor] = []
+        self._targets: list[torch.Tensor] = []
+
+    def select_training_samples(self, proposals: list, targets: list | None) -> tuple:
+        samples = super().select_training_samples(proposals, targets)
+        _, _, self._labels, self._targets = samples
+        return samples
+
+    def forward(self, features: dict, proposals: list, image_shapes: list, targets: Any = None):  # type: ignore[no-untyped-def]
+        predicted: list[torch.Tensor] = []
+        hook = self.box_predictor.register_forward_hook(lambda *call: predicted.append(call[2][1]))
+        try:
+            result, losses = super().forward(features, proposals, image_shapes, targets)
+        finally:
+            hook.remove()
+        if self.training:
+            losses["loss_box_reg"] = box_loss(
+                predicted[0], torch.cat(self._labels), torch.cat(self._targets), self.box_loss_beta
+            )
+            self._labels, self._targets = [], []
+        return result, losses
+
+
+def box_loss(
+    predicted: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """Smooth L1 of the objects' boxes, summed and divided by the number of all regions.
+
+    Args:
+        predicted: [R, 4 * classes], offsets for every class, the background included.
+        labels: int64 [R], 0 for background.
+        targets: [R, 4].
+        beta: where squares turn into absolute values.
+    """
+    objects = torch.nonzero(labels > 0)[:, 0]
+    of_class = predicted.reshape(len(labels), -1, 4)[objects, labels[objects]]
+    total = F.smooth_l1_loss(of_class, targets[objects], beta=beta, reduction="sum")
+    return total / labels.numel()
 
 
 def _backbone(channels: int, norm_layer: NormLayer | None, frozen: bool) -> BackboneWithFPN:

@@ -100,4 +100,4 @@ class TaskModule(pl.LightningModule):
         data = cast(Any, self.trainer).datamodule
         steps = len(data.train_batches()) * self.cfg.trainer.max_epochs
         steps = min(steps, self.cfg.trainer.max_steps or steps)
-        return make_optimizer(self.parameters(), self.cfg, total_batch, steps)
+        return make_optimizer(self.model, self.cfg, total_batch, steps)

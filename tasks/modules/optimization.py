@@ -1,13 +1,15 @@
 """Optimizers and learning-rate schedules by the names that configurations use."""
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
+from lcn.norm_layers import named_norm_layers
 from tasks.errors import InputError
 from tasks.protocol import learning_rate
 
@@ -15,12 +17,12 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], cfg: DictConfig, total_batch: int, steps: int
+    model: nn.Module, cfg: DictConfig, total_batch: int, steps: int
 ) -> OptimizerLRSchedulerConfig:
     """The optimizer and its schedule, stepped once per iteration, in Lightning's form.
 
     Args:
-        parameters: of the network; those that need no gradient are left out.
+        model: the network; parameters that need no gradient are left out.
         cfg: the configuration; ``cfg.task`` has optimizer and schedule.
         total_batch: samples per step over all devices.
         steps: iterations of the whole training.
@@ -32,13 +34,35 @@ def make_optimizer(
     name = settings.pop("name")
     if name not in OPTIMIZERS:
         raise InputError(f"task.optimizer.name={name}: choose one of {', '.join(OPTIMIZERS)}")
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer = OPTIMIZERS[name](trained, **settings)
+    optimizer = OPTIMIZERS[name](_parameter_groups(model, settings), **settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(cfg.task.schedule, steps))
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
     }
+
+
+def _parameter_groups(model: nn.Module, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trained parameters, in groups where biases and norms are treated apart; weights first.
+
+    Takes what is said of the groups out of the settings.
+    """
+    bias_lr = settings["lr"] * settings.pop("bias_lr_factor", 1.0)
+    decay = settings.get("weight_decay", 0.0)
+    bias_decay = decay if settings.pop("decay_biases", True) else 0.0
+    norm_decay = decay if settings.pop("decay_norms", True) else 0.0
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    if (bias_lr, bias_decay, norm_decay) == (settings["lr"], decay, decay):
+        return [{"params": list(trained.values())}]
+    norms = {f"{name}.{key}" for name, layer in named_norm_layers(model)
+             for key, _ in layer.named_parameters()}  # fmt: skip
+    biases = {key for key in trained if key.endswith("bias")} - norms
+    return [
+        {"params": [p for key, p in trained.items() if key not in norms | biases]},
+        {"params": [trained[key] for key in trained if key in biases],
+         "lr": bias_lr, "weight_decay": bias_decay},
+        {"params": [trained[key] for key in trained if key in norms], "weight_decay": norm_decay},
+    ]  # fmt: skip
 
 
 def _factor(schedule: DictConfig, steps: int) -> Callable[[int], float]:

@@ -46,11 +46,19 @@ class Segmentation(TaskModule):
         self.confusion = ConfusionByGroup(len(self.groups), cfg.task.num_classes, ignored)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits [N, outputs, H, W] at the images' own size, upsampled bilinearly if need be."""
+        """Logits [N, outputs, H, W] at the images' own size, upsampled bilinearly if need be.
+
+        In training, those of the part that a network without padding gives.
+        """
         logits = self.model(images)
-        if logits.shape[-2:] == images.shape[-2:]:
+        if self._margin or logits.shape[-2:] == images.shape[-2:]:
             return logits
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    @property
+    def _margin(self) -> int:
+        """Pixels at each side of a training image that have no logits."""
+        return getattr(self.model, "margin", 0) if self.training else 0
 
     def decide(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [N, outputs, H, W] to class ids, int64 [N, H, W]."""
@@ -85,7 +93,10 @@ class Segmentation(TaskModule):
         return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
     def training_step(self, batch: dict, batch_index: int) -> torch.Tensor:
-        loss = self.finite(self.loss(self(batch["image"]), batch["label"]))
+        _, height, width = batch["label"].shape
+        margin = self._margin
+        labels = batch["label"][:, margin : height - margin, margin : width - margin]
+        loss = self.finite(self.loss(self(batch["image"]), labels))
         size = len(batch["image"])
         self.log("loss", loss, sync_dist=True, batch_size=size)
         return loss
