@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from tasks.config import compose
 from tasks.data.cityscapes import Cityscapes
 from tasks.data.loading import Augmented, EvalBatches, TrainBatches
-from tasks.data.transforms import RandomScaleCrop, make_transform
+from tasks.data.transforms import Lighting, RandomScaleCrop, make_transform
 
 
 def settings(*overrides):
@@ -122,3 +123,40 @@ def test_evaluation_keeps_the_whole_image_and_normalizes_it(tiny_cityscapes):
     np.testing.assert_allclose(sample["image"], expected, atol=1e-5)
     np.testing.assert_array_equal(sample["label"], raw["label"])
     assert sample["label"].dtype == torch.int64
+
+
+def test_lighting_shifts_all_pixels_along_the_components_of_imagenet_s_colours():
+    image = tv_tensors.Image(torch.full((3, 4, 5), 0.5))
+    torch.manual_seed(3)
+    draws = 0.1 * torch.randn(3)
+    torch.manual_seed(3)
+    shifted = Lighting(0.1)({"image": image, "label": 7})
+    assert shifted["label"] == 7
+    values, vectors = [0.2175, 0.0188, 0.0045], [
+        [-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203],
+    ]  # fmt: skip
+    for channel in range(3):
+        shift = sum(vectors[channel][k] * draws[k].item() * values[k] for k in range(3))
+        found = shifted["image"][channel]
+        assert torch.allclose(found, torch.full((4, 5), 0.5 + shift)), channel
+    matrix = torch.tensor(vectors)  # rotations of the axes: what they do is no stretching
+    assert torch.allclose(matrix @ matrix.T, torch.eye(3), atol=1e-3)
+
+
+def test_imagenet_s_colours_are_jittered_and_lit_in_training_alone():
+    cfg = compose(["experiment=table6_gn"])
+    image = torch.randint(256, (3, 300, 400), dtype=torch.uint8)
+    for training, extra in ((True, ["ColorJitter", "Lighting"]), (False, [])):
+        transform = make_transform(cfg, training)
+        names = [type(step).__name__ for step in transform.transforms]
+        assert names[names.index("ToDtype") + 1 : -1] == extra
+        resized = transform.transforms[0]
+        assert resized.interpolation == v2.InterpolationMode.BICUBIC
+        result = transform({"image": tv_tensors.Image(image), "label": 1})["image"]
+        assert result.shape == (3, 224, 224)
+        assert result.isfinite().all()
+    jitter = make_transform(cfg, True).transforms[3]
+    assert [jitter.brightness, jitter.contrast, jitter.saturation] == [(0.6, 1.4)] * 3
+    assert jitter.hue is None
+    plain = make_transform(compose(["task=cityscapes"]), True)
+    assert not any(isinstance(step, Lighting | v2.ColorJitter) for step in plain.transforms)

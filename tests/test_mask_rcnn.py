@@ -4,13 +4,17 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection import (
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+    roi_heads,
+)
 from torchvision.ops import FrozenBatchNorm2d
 
 from lcn import LocalContextNorm, audit, convert_norm
 from tasks.errors import InputError
 from tasks.models.checkpoint import load_backbone
-from tasks.models.mask_rcnn import mask_rcnn, reach_norms
+from tasks.models.mask_rcnn import box_loss, mask_rcnn, reach_norms
 
 GN = {"name": "gn", "groups": 32}
 LCN = {"name": "lcn", "c_group": 8, "window": [227, 227]}
@@ -189,6 +193,38 @@ def test_losses_are_finite_and_reach_every_weight_with_and_without_objects(norm)
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, (counts, name)
             assert torch.isfinite(parameter.grad).all(), (counts, name)
+
+
+def test_the_box_loss_is_detectron_s(monkeypatch):
+    """Smooth L1 with beta 1: of each object its own class's four offsets, over all regions."""
+    seen = {}
+    original = roi_heads.fastrcnn_loss
+
+    def noted(logits, offsets, labels, targets):
+        seen.update(offsets=offsets, labels=torch.cat(labels), targets=torch.cat(targets))
+        return original(logits, offsets, labels, targets)
+
+    monkeypatch.setattr(roi_heads, "fastrcnn_loss", noted)
+    torch.manual_seed(0)
+    losses = build(GN)([torch.rand(3, 64, 80), torch.rand(3, 64, 80)], targets(2, 1))
+    total = 0.0
+    for row, label, target in zip(
+        seen["offsets"].tolist(), seen["labels"].tolist(), seen["targets"].tolist(), strict=True
+    ):
+        if label:
+            for got, want in zip(row[4 * label : 4 * label + 4], target, strict=True):
+                off = abs(got - want)
+                total += off * off / 2 if off < 1 else off - 0.5
+    assert (seen["labels"] > 0).sum() > 0
+    assert losses["loss_box_reg"].item() == pytest.approx(total / len(seen["labels"]), rel=1e-5)
+
+
+def test_with_torchvision_s_beta_the_box_loss_is_torchvision_s():
+    torch.manual_seed(0)
+    offsets, labels = torch.randn(9, 12), torch.randint(3, (9,))
+    targets_ = torch.randn(9, 4)
+    _, expected = roi_heads.fastrcnn_loss(torch.randn(9, 3), offsets, [labels], [targets_])
+    assert torch.equal(box_loss(offsets, labels, targets_, 1 / 9), expected)
 
 
 def test_detections_are_in_the_pixels_of_the_images_given():

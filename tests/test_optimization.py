@@ -73,6 +73,41 @@ def test_frozen_weights_are_not_optimized():
     assert [p.shape for p in made["optimizer"].param_groups[0]["params"]] == [torch.Size([2, 2])]
 
 
+def test_coco_s_biases_are_faster_and_decay_spares_biases_and_norms():
+    """Detectron's ``optimizer.py``: biases at twice the rate; no decay of biases and norms."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.ConvTranspose2d(4, 4, 1, bias=False),
+        nn.Linear(5, 6),
+    )  # fmt: skip
+    made = make_optimizer(model, compose(["experiment=table5_gn"]), 4, 3600)
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    for _ in range(3000):
+        optimizer.step()
+        scheduler.step()
+    found = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert len(found) == len(list(model.parameters()))
+    weight, bias, norm = (5e-4, 1e-4), (1e-3, 0.0), (5e-4, 0.0)  # after the drop at 2,400
+    wanted = {
+        "0.weight": weight, "0.bias": bias, "1.weight": norm, "1.bias": norm, "2.weight": weight,
+        "3.weight": weight, "3.bias": bias,
+    }  # fmt: skip
+    for name, parameter in model.named_parameters():
+        assert found[id(parameter)] == pytest.approx(wanted[name]), name
+
+
+@pytest.mark.parametrize("experiment", ["table1_w18_gn", "table6_gn", "table7_gn"])
+def test_other_tasks_decay_all_parameters_alike(experiment):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))
+    made = make_optimizer(model, compose([f"experiment={experiment}"]), 16, 10)
+    (group,) = made["optimizer"].param_groups
+    assert len(group["params"]) == 4
+    assert group.get("nesterov", False) == (experiment == "table6_gn")
+
+
 def test_unknown_names_are_explained():
     for override, message in (
         ("task.optimizer.name=adamm", "task.optimizer.name=adamm: choose one of sgd, adam"),

@@ -113,7 +113,7 @@ WINDOWED = {  # experiment: windowed layers in training and evaluation; of how m
     "table8_lcn": ((24, 24), (24, 24), 27),
     "large_table8_lcn": ((24, 24), (24, 24), 27),
 }
-SLOW = ("table4_w199", "table4_w255", "table4_w511", "table1_w48_lcn")
+SLOW = ("table4_w199", "table4_w255", "table4_w511", "table4_all", "table1_w48_lcn")
 
 
 @pytest.mark.parametrize(

@@ -84,19 +84,21 @@ class UNet(nn.Module):
                 self._check_side(side)
             return self._forward(x)
         height, width = x.shape[-2:]
-        bottom, right = (self.margin + self._to_halve_evenly(side) for side in (height, width))
+        # Whole steps before the image: it is then pooled in the squares that it is in training.
+        before = -(-self.margin // self.step) * self.step
+        bottom, right = (
+            self.margin - (side + before + self.margin + 2 * self.convolutions) % -self.step
+            for side in (height, width)
+        )
         # Where the image is too small to be mirrored, its border is repeated.
-        mode = "reflect" if min(height, width) > max(bottom, right) else "replicate"
-        x = F.pad(x, (self.margin, right, self.margin, bottom), mode=mode)
-        return self._forward(x)[..., :height, :width]
-
-    def _to_halve_evenly(self, side: int) -> int:
-        """Pixels that a side lacks, with a margin on each end, to halve evenly on every level."""
-        return (2 * self.convolutions - side) % self.step
+        mode = "reflect" if min(height, width) > max(before, bottom, right) else "replicate"
+        result = self._forward(F.pad(x, (before, right, before, bottom), mode=mode))
+        first = before - self.margin
+        return result[..., first : first + height, first : first + width]
 
     def _check_side(self, side: int) -> None:
         if side <= 2 * self.margin or (side + 2 * self.convolutions) % self.step:
-            least = 2 * self.margin + (self._to_halve_evenly(0) or self.step)
+            least = 2 * self.margin + (2 * self.convolutions % self.step or self.step)
             raise ValueError(
                 f"a side of {side} does not go through convolutions without padding: it must be "
                 f"{least} pixels, or more by a multiple of {self.step}"
