@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from tasks.data import open_datasets, with_classes
 from tasks.errors import say
+from tasks.protocol import accumulated_batches
 from tasks.runs import launch
 from tasks.runs.directory import Run
 from tasks.schema import check_config
@@ -46,7 +47,9 @@ def train(cfg: DictConfig) -> Run | None:
                 print(f"{cfg.data.eval_split} has no public labels; to be submitted: {archive}")
         return None
 
-    with Run(cfg, datasets.identity, training.world_size(cfg.trainer)) as run:
+    world_size = training.world_size(cfg.trainer)
+    cfg.trainer.accumulate = accumulated_batches(cfg, world_size)
+    with Run(cfg, datasets.identity, world_size) as run:
         if run.result is not None:
             say(f"finished already: {run.directory / 'result.json'}")
             training.print_row(run.result)

@@ -67,6 +67,11 @@ def run_identity(cfg: DictConfig | dict, dataset: str, total_batch: int) -> dict
     }
     if cfg["norm"]["name"] in ("bn", "brn"):  # whose statistics are those of one device's images
         identity["batch_per_device"] = cfg["data"]["batch_size"]
+    accumulated = cfg["trainer"].get("accumulate", 1)  # older runs have no such key
+    if cfg["norm"]["name"] in ("bn", "brn", "sync_bn") and accumulated != 1:
+        identity["accumulated"] = (
+            accumulated  # running statistics are then of more, smaller batches
+        )
     return identity
 
 

@@ -71,6 +71,24 @@ def protocol_batch(task: DictConfig | dict) -> int:
     return task["devices"] * task["model"]["batch_size"]
 
 
+def accumulated_batches(cfg: DictConfig | dict, world_size: int) -> int:
+    """Batches of each device whose gradients are added before a step.
+
+    Raises:
+        InputError: ``trainer.accumulate=auto`` and no number of them gives ``data.total_batch``.
+    """
+    accumulate = cfg["trainer"]["accumulate"]
+    if accumulate != "auto":
+        return accumulate
+    at_once, wanted = cfg["data"]["batch_size"] * world_size, cfg["data"]["total_batch"]
+    if at_once < wanted and wanted % at_once:
+        raise InputError(
+            f"trainer.accumulate=auto: a total batch of {wanted} is no multiple of {at_once} "
+            f"({world_size} x {cfg['data']['batch_size']}, devices x batch); change data.batch_size"
+        )
+    return max(1, wanted // at_once)
+
+
 def learning_rate(cfg: DictConfig | dict, total_batch: int) -> float:
     """The rate to start from: the protocol's, in proportion to the total batch if so configured."""
     task = cfg["task"]

@@ -230,6 +230,9 @@ RULES: dict[str, Rule] = {
     "trainer.devices": DEVICES,
     "trainer.num_nodes": COUNT,
     "trainer.strategy": one_of("auto", "ddp"),
+    "trainer.accumulate": Rule(
+        lambda v: v == "auto" or COUNT.allows(v), "auto, or a whole number of at least 1"
+    ),
     "trainer.precision": one_of("32-true", "16-mixed", "bf16-mixed", "64-true"),
     "trainer.max_epochs": COUNT,
     "trainer.max_steps": optional(COUNT),

@@ -49,7 +49,7 @@ TAKES = {
     "data.total_batch logger.every_n_steps norm.c_group paper.table task.devices task.epochs "
     "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch "
     "task.model.batch_size task.model.convolutions task.model.margin task.model.mini.batch_size "
-    "task.model.mini.epochs trainer.max_epochs trainer.num_nodes",
+    "task.model.mini.epochs trainer.accumulate trainer.max_epochs trainer.num_nodes",
     "one huge null": "data.patches_per_epoch data.steps norm.groups task.num_classes task.outputs "
     "task.patches_per_epoch task.steps trainer.max_steps",
     "one huge null numbers": "data.resize task.resize",
@@ -111,6 +111,7 @@ WRONG = {
     "trainer.precision=8": "trainer.precision=8: must be 32-true or 16-mixed",
     "trainer.max_steps=0": "trainer.max_steps=0: must be a whole number of at least 1, or null",
     "seed=5000000000": "seed=5000000000: must be a whole number from 0 to 4,294,967,295",
+    "trainer.accumulate=0": "trainer.accumulate=0: must be auto, or a whole number of at least 1",
     "runs=null": "runs=None: must be a path",
     "task/model=resnet50": "resnet50 is a network for classification, but task=cityscapes is",
     "task.class_weights=[1,2]": "must have 19 values, one per output",

@@ -119,7 +119,7 @@ def test_the_loss_is_on_the_part_that_an_unpadded_network_gives():
 
 def test_a_margin_that_is_not_the_network_s_is_named():
     cfg = compose(["experiment=duke_table7_gn", "task.model.margin=90"])
-    with pytest.raises(InputError, match="task.model.margin=90: 5 levels of 2 .* have 92"):
+    with pytest.raises(InputError, match=r"task.model.margin=90: 5 levels of 2 .* have 92"):
         build_model(cfg)
 
 

@@ -64,13 +64,21 @@ def to_tv_tensors(sample: Sample) -> dict[str, Any]:
 class TrainBatches:
     """Batches of (epoch, index) for one process: the epoch's permutation, cut into total batches.
 
-    Each process takes its own part of every total batch; the rest of an epoch that does not fill a
-    total batch is left out, as in the cited code.
+    Each process takes its own part of every total batch, in as many batches as are accumulated; the
+    rest of an epoch that does not fill a total batch is left out, as in the cited code.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulated: int = 1,
+    ):
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.accumulated = rank, world_size, accumulated
         self.epoch = 0
         self._continued = (0, 0)
 
@@ -86,7 +94,12 @@ class TrainBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size // (self.batch_size * self.world_size)
+        return self.size // self.total * self.accumulated
+
+    @property
+    def total(self) -> int:
+        """Samples of a total batch."""
+        return self.batch_size * self.world_size * self.accumulated
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(stable_seed(self.seed, "order", self.epoch))
@@ -185,11 +198,18 @@ class DataModule(pl.LightningDataModule):
             InputError: there are fewer samples than in one batch.
         """
         size = len(self.datasets.train)
-        batches = TrainBatches(size, self.cfg.data.batch_size, self.cfg.seed, **self._ranks())
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        batches = TrainBatches(
+            size,
+            self.cfg.data.batch_size,
+            self.cfg.seed,
+            **self._ranks(),
+            accumulated=accumulated,
+        )
         if len(batches) == 0:
             raise InputError(
                 f"the training split has {size} samples, less than a total batch of "
-                f"{batches.batch_size * batches.world_size}: lower data.batch_size"
+                f"{batches.total}: lower data.batch_size"
             )
         return batches
 

@@ -71,7 +71,9 @@ class TaskModule(pl.LightningModule):
     def on_train_batch_start(self, batch: object, batch_index: int) -> None:
         # What a network draws (dropout, sampled proposals) follows from the step, so that a
         # continued run draws the same.
-        torch.manual_seed(stable_seed(self.cfg.seed, "step", self.global_step, self.global_rank))
+        drawn = (self.cfg.seed, "step", self.global_step, self.global_rank)
+        part = batch_index % self.trainer.accumulate_grad_batches
+        torch.manual_seed(stable_seed(*drawn, *([part] if part else [])))
 
     def on_test_start(self) -> None:
         self.is_test = True
@@ -94,10 +96,11 @@ class TaskModule(pl.LightningModule):
         checkpoint["norm"] = self.norm
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        total_batch = self.cfg.data.batch_size * self.trainer.world_size
+        accumulated = self.trainer.accumulate_grad_batches
+        total_batch = self.cfg.data.batch_size * self.trainer.world_size * accumulated
         # Not trainer.estimated_stepping_batches: it makes the loader, and that begins to read,
         # before Lightning knows where a continued run goes on.
         data = cast(Any, self.trainer).datamodule
-        steps = len(data.train_batches()) * self.cfg.trainer.max_epochs
+        steps = len(data.train_batches()) // accumulated * self.cfg.trainer.max_epochs
         steps = min(steps, self.cfg.trainer.max_steps or steps)
         return make_optimizer(self.model, self.cfg, total_batch, steps)

@@ -12,6 +12,11 @@ from tasks.modules.metrics import ConfusionByGroup, building_scores, class_iou, 
 from tasks.modules.module import TaskModule
 
 
+def at_least_tiny(weight: torch.Tensor) -> torch.Tensor:
+    """Itself, or what can be divided by where it is 0: without a labelled pixel."""
+    return weight.clamp(min=torch.finfo(weight.dtype).tiny)
+
+
 class Segmentation(TaskModule):
     """Trains a network that maps images to logits at any resolution.
 
@@ -38,6 +43,7 @@ class Segmentation(TaskModule):
     ):
         super().__init__(model, cfg, norm)
         self.groups, self.ignored = list(groups), ignored
+        self._shares: list[torch.Tensor] = []  # of the batches accumulated for the next step
         self.binary = cfg.task.outputs == 1
         weights = cfg.task.class_weights or [1.0] * max(2, cfg.task.outputs)
         self.register_buffer(
@@ -86,11 +92,15 @@ class Segmentation(TaskModule):
             total = F.cross_entropy(
                 logits, labels, self.class_weights, ignore_index=self.ignored, reduction="sum"
             )
+        return total / at_least_tiny(self._weight(labels))
+
+    def _weight(self, labels: torch.Tensor) -> torch.Tensor:
+        """What the loss is a mean over: the summed class weights, as a mean over processes."""
         counts = torch.bincount(labels.flatten(), minlength=256)[: len(self.class_weights)]
         weight = (counts * self.class_weights).sum()
         if self._trainer is not None and self.trainer.world_size > 1 and self.training:
             weight = self.trainer.strategy.reduce(weight, reduce_op="mean")
-        return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        return weight
 
     def training_step(self, batch: dict, batch_index: int) -> torch.Tensor:
         _, height, width = batch["label"].shape
@@ -99,7 +109,27 @@ class Segmentation(TaskModule):
         loss = self.finite(self.loss(self(batch["image"]), labels))
         size = len(batch["image"])
         self.log("loss", loss, sync_dist=True, batch_size=size)
-        return loss
+        return self._share_of_step(loss, labels)
+
+    def _share_of_step(self, loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss times this batch's weight, where several batches are accumulated.
+
+        Lightning averages them. They count by their weights, whose sum is known only at the step:
+        `on_before_optimizer_step` divides by it.
+        """
+        if self._trainer is None or self.trainer.accumulate_grad_batches == 1:
+            return loss
+        share = self._weight(labels) / labels.numel()  # about 1: no smaller gradients in float16
+        self._shares.append(share)
+        return loss * share
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._shares:
+            mean = at_least_tiny(torch.stack(self._shares).mean())
+            self._shares = []
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= mean
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
         logits, labels = self(batch["image"]), batch["label"]

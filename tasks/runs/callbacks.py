@@ -123,7 +123,8 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         loss = float(self._loss_sum) / self._batches
-        speed = self._batches * self.total_batch / self._training_seconds
+        steps = self._batches / trainer.accumulate_grad_batches
+        speed = steps * self.total_batch / self._training_seconds
         self._loss_sum, self._batches, self._training_seconds = 0.0, 0, 0.0
         self.rows.append(
             {
@@ -229,7 +230,10 @@ class Checkpoints(pl.Callback):
     ) -> None:
         if index + 1 == trainer.num_training_batches:  # the end of the epoch follows
             return
-        if trainer.world_size > 1 and index % self.EVERY:
+        step, within = divmod(index + 1, trainer.accumulate_grad_batches)
+        if within:  # gradients that are not yet used are not in a checkpoint
+            return
+        if trainer.world_size > 1 and (step - 1) % self.EVERY:
             return
         due = time.monotonic() - self._saved > 60 * self.minutes
         request = self._first(trainer, min(self._request, self.SAVE if due else self.NOTHING))
@@ -368,7 +372,7 @@ class ProgressLine(ProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         if self._bar is not None:
             self._describe(trainer, self._bar)
-            self._bar.update()
+            self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._score = cast(TaskModule, module).scores.get(self.primary, math.nan)

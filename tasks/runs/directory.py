@@ -41,6 +41,7 @@ class Run:
         world_size: number of processes, one device each.
 
     Attributes:
+        total_batch: samples of a step: of all devices, and of all batches that are accumulated.
         directory: where everything of the run is.
         was_finished: whether it was when this process entered it.
     """
@@ -50,7 +51,7 @@ class Run:
 
     def __init__(self, cfg: DictConfig, dataset: str, world_size: int):
         self.cfg, self.dataset = cfg, dataset
-        self.total_batch = cfg.data.batch_size * world_size
+        self.total_batch = cfg.data.batch_size * world_size * cfg.trainer.accumulate
         identity = json.dumps(run_identity(cfg, dataset, self.total_batch), sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         norm = norm_label(cfg.norm)

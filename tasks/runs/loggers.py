@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -188,7 +188,8 @@ def _wandb_runs(trainer: pl.Trainer) -> list["wandb.Run"]:
 class Dashboard(pl.Callback):
     """Tells the loggers what Lightning does not.
 
-    Every epoch its mean loss, throughput and memory; scores by class; to wandb also the audit of
+    The rate of the weights (biases may have another one) as often as the loss; every epoch its mean
+    loss, throughput and memory; scores by class; to wandb also the audit of
     norm layers as a table, and predictions on a few images of the evaluation split.
 
     Args:
@@ -201,6 +202,7 @@ class Dashboard(pl.Callback):
     def __init__(self, cfg: DictConfig, run: Run, history: History, eval_set: Dataset):
         self.cfg, self.run, self.history, self.eval_set = cfg, run, history, eval_set
         self._shown = 0
+        self._last_rate = -1  # step whose rate was logged
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         import wandb
@@ -215,6 +217,16 @@ class Dashboard(pl.Callback):
             for phase in ("training", "evaluation"):
                 windowed = [row[-1] for row in rows if row[0] == phase]
                 run.summary[f"windowed_layers_{phase}"] = sum(windowed)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any
+    ) -> None:
+        step, every = trainer.global_step, cast(Any, trainer).log_every_n_steps
+        if step != self._last_rate and (step + 1) % every == 0:
+            self._last_rate = step
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            for logger in trainer.loggers:
+                logger.log_metrics({"lr": rate}, step=step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = self.history.rows[-1]

@@ -14,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -85,7 +84,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
     loggers = make_loggers(cfg, run)
     callbacks: list[pl.Callback] = [history]
     if loggers:
-        callbacks += [Dashboard(cfg, run, history, datasets.eval), LearningRateMonitor("step")]
+        callbacks.append(Dashboard(cfg, run, history, datasets.eval))
     callbacks.append(Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes))
     callbacks.append(StopsAtOnce())
     if cfg.trainer.progress_bar:
@@ -97,6 +96,7 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
         num_nodes=settings["num_nodes"],
         strategy=settings["strategy"],
         precision=settings["precision"],
+        accumulate_grad_batches=settings["accumulate"],
         max_epochs=settings["max_epochs"],
         max_steps=-1 if settings["max_steps"] is None else settings["max_steps"],
         deterministic=settings["deterministic"],
@@ -168,10 +168,18 @@ def describe(cfg: DictConfig, run: Run, model: nn.Module, datasets: Datasets) ->
     for note in getattr(model, "notes", ()):
         log.info(f"        {note}")
     log.info(f"norm    {norm_label(norm)}{window}")
-    log.info(
-        f"batch   {run.total_batch} in all ({run.total_batch // cfg.data.batch_size} x "
-        f"{cfg.data.batch_size}), {cfg.trainer.max_epochs} epochs, {steps} steps"
-    )
+    accumulated = cfg.trainer.accumulate
+    devices = run.total_batch // cfg.data.batch_size // accumulated
+    parts, epochs = f"{devices} x {cfg.data.batch_size}", cfg.trainer.max_epochs
+    if accumulated > 1:
+        parts += f", {accumulated} batches before each step"
+    log.info(f"batch   {run.total_batch} in all ({parts}), {epochs} epochs, {steps} steps")
+    if accumulated > 1 and norm.name in ("bn", "brn", "sync_bn"):
+        at_once = cfg.data.batch_size * (devices if norm.name == "sync_bn" else 1)
+        log.warning(
+            f"warning: {norm.name} looks across a batch: its statistics are those of {at_once} "
+            f"samples, and its running ones follow {accumulated} batches in each step"
+        )
     log_learning_rate(cfg, run.total_batch)
     log_audit(cfg, run, model, datasets.eval)
 
@@ -206,8 +214,9 @@ def log_learning_rate(cfg: DictConfig, total_batch: int) -> None:
     elif total_batch != cfg.data.total_batch:
         log.warning(
             f"warning: the total batch is {total_batch}; the protocol's learning rate {lr:g} "
-            f"belongs to a total batch of {cfg.data.total_batch}: change data.batch_size, "
-            "trainer.devices or task.optimizer.lr"
+            f"belongs to a total batch of {cfg.data.total_batch}: "
+            + ("set trainer.accumulate=auto, or " if total_batch < cfg.data.total_batch else "")
+            + "change data.batch_size, trainer.devices or task.optimizer.lr"
         )
 
 
@@ -310,7 +319,9 @@ def make_result(
         **{name: value for name, value in outcome.scores.items() if name not in names},
         **({"submission": outcome.submission} if outcome.submission else {}),
         "paper": paper_row(cfg),
-        "epochs": math.ceil(trainer.global_step / trainer.num_training_batches),
+        "epochs": math.ceil(
+            trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches
+        ),
         "steps": trainer.global_step,
         "total_batch": run.total_batch,
         "wall_seconds": round(history.seconds, 1),
