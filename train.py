@@ -34,7 +34,8 @@ def train(cfg: DictConfig) -> Run | None:
     model = build_model(cfg)
     check_training_size(model, cfg)
     if cfg.checkpoint is not None:
-        load_weights(model, cfg.checkpoint, scaled_norm(cfg) if cfg.mode == "test" else None)
+        norm = scaled_norm(cfg) if cfg.mode == "test" else None
+        load_weights(model, cfg.checkpoint, norm, getattr(datasets.eval, "category_ids", None))
     module = training.make_module(cfg, model, datasets.eval)
     data = DataModule(cfg, datasets)
     if cfg.mode == "test":

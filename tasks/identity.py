@@ -82,7 +82,9 @@ def stable_seed(*parts: int | str) -> int:
 
 
 def file_digest(path: str | None) -> str | None:
-    """The first 12 hexadecimal digits of the file's SHA-256; None for no path."""
+    """The first 12 hexadecimal digits of the file's SHA-256; None for no path, a name of timm's."""
+    if path is not None and path.startswith("timm:"):
+        return path
     if path is None or not Path(path).is_file():
         return None
     with open(path, "rb") as file:

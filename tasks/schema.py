@@ -348,6 +348,8 @@ def _check_together(cfg: DictConfig) -> None:
                 f"{key} is missing: give {key}=FILE, weights of this network from ImageNet "
                 "(docs/protocol.md names them)"
             )
+        if path is not None and path.startswith("timm:") and key != "checkpoint":
+            continue  # a name, not a file
         if path is not None and not Path(path).expanduser().is_file():
             raise InputError(f"{key}={path}: there is no such file")
     bands = len(task.bands)

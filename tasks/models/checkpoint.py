@@ -1,32 +1,44 @@
 """Reads files of weights and loads them into networks."""
 
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from tasks.errors import InputError
 from tasks.models.hrnet import HRNetV2
+from tasks.models.weights import norm_in, read_weights, verify_archive
 
 
-def load_weights(model: nn.Module, path: str, norm: dict | None = None) -> dict:
+def load_weights(
+    model: nn.Module,
+    path: str,
+    norm: dict | None = None,
+    category_ids: Sequence[int] | None = None,
+) -> dict:
     """Loads the network's weights out of a run's checkpoint and returns the whole checkpoint.
+
+    A file with another ending than ``.ckpt`` is one that others made, such as an official
+    checkpoint of the same network: it has weights alone, and nothing is returned.
 
     Args:
         model: where the weights go.
-        path: a ``last.ckpt``.
+        path: a ``last.ckpt``, or what `tasks.models.weights.read_weights` reads.
+        category_ids: of COCO, for a detector whose file has an output for each of them, unused ones
+            included, as torchvision's have.
         norm: what `scaled_norm` gives for ``model``, if the weights must have been trained with the
             same norm; GN, LN, IN and LCN have weights of the same shapes.
 
     Raises:
         InputError: no such file, not a checkpoint, or the checkpoint of another network or norm.
     """
+    if Path(path).suffix != ".ckpt":
+        _load_others(model, path, category_ids)
+        return {}
     checkpoint = read_checkpoint(path)
     if norm is not None and checkpoint.get("norm") != norm:
         raise InputError(
@@ -49,6 +61,45 @@ def load_weights(model: nn.Module, path: str, norm: dict | None = None) -> dict:
         )
     model.load_state_dict(weights)
     return checkpoint
+
+
+def _load_others(model: nn.Module, path: str, category_ids: Sequence[int] | None) -> None:
+    """Every weight of a model out of a file that others made.
+
+    Raises:
+        InputError: it lacks one, has one more, or has one of another shape.
+    """
+    weights, own = read_weights(path), model.state_dict()
+    if category_ids is not None:
+        weights = of_categories(weights, category_ids)
+    counters = {key for key in own if key.endswith("num_batches_tracked")}  # old files have none
+    wrong = [k for k in own.keys() - counters if k not in weights]
+    wrong += [k for k in own.keys() & weights.keys() if weights[k].shape != own[k].shape]
+    wrong += [k for k in weights if k not in own and not k.endswith("num_batches_tracked")]
+    if wrong:
+        key = min(wrong)
+        here, there = (
+            str(list(part[key].shape)) if key in part else "not there" for part in (own, weights)
+        )
+        raise InputError(
+            f"{path} is not of this network: {len(wrong)} of {len(own)} weights differ, first "
+            f"{key}: {there} in the file, {here} here; official files have BN: norm=bn"
+        )
+    model.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
+
+
+def of_categories(weights: dict[str, Tensor], category_ids: Sequence[int]) -> dict[str, Tensor]:
+    """A detector's weights with outputs for the background and these categories, in their order.
+
+    torchvision's have an output for each number up to the highest category's, of COCO 91.
+    """
+    known = max(category_ids) + 1
+    chosen, weights = torch.tensor([0, *category_ids]), dict(weights)
+    for key, value in weights.items():
+        is_output = "box_predictor" in key or "mask_fcn_logits" in key
+        if is_output and len(value) % known == 0:  # four offsets of a box for each category
+            weights[key] = value.unflatten(0, (known, -1))[chosen].flatten(0, 1)
+    return weights
 
 
 def read_checkpoint(path: str) -> dict:
@@ -89,31 +140,13 @@ def _read_verified(path: Path, what: str) -> Any:
     if not path.is_file():
         raise InputError(f"{what} {path} is not a file: {remedy}")
     try:
-        _verify_archive(path)
+        verify_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load's own message advises to run the file's code
         raise InputError(
             f"{what} {path} cannot be read ({type(error).__name__}): it is damaged or no "
             f"{what}; {remedy}"
         ) from None
-
-
-def _verify_archive(path: Path) -> None:
-    """Compares every record with its checksum, which `torch.load` does not.
-
-    Raises:
-        zipfile.BadZipFile: one differs, or this is no archive.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for record in archive.infolist():
-            if record.compress_type != zipfile.ZIP_STORED:  # a bomb, for all that is known
-                raise zipfile.BadZipFile(f"{record.filename} is compressed")
-            with archive.open(record) as file:
-                while file.read(READ_AT_ONCE):
-                    pass
-
-
-READ_AT_ONCE = 2**24  # bytes
 
 
 class LoadedKeys(NamedTuple):
@@ -133,16 +166,14 @@ def load_imagenet_weights(model: HRNetV2, path: str | PathLike) -> LoadedKeys:
 
     Args:
         model: an HRNetV2, before or after its norm layers were replaced.
-        path: local file, ``.safetensors`` or anything `torch.load` reads: a state dict, or a
-            dict with one under ``"state_dict"``.
+        path: what `tasks.models.weights.read_weights` reads: a local file, or ``timm:NAME``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no state dict or that of another model: it lacks a weight of
-            the backbone, has one in another shape, or has stages with more layers. The model is
-            left as it was.
+        InputError: there is no such file, or it holds no weights.
+        ValueError: it holds those of another model: it lacks a weight of the backbone, has one in
+            another shape, or has stages with more layers. The model is left as it was.
     """
-    in_file = _read_state_dict(Path(path))
+    in_file = read_weights(str(path))
     backbone = {k: v for k, v in model.state_dict().items() if not k.startswith("last_layer.")}
     used = [key for key in backbone if key in in_file]
     parameters = [key for key, _ in model.named_parameters() if key in backbone]
@@ -169,22 +200,6 @@ def load_imagenet_weights(model: HRNetV2, path: str | PathLike) -> LoadedKeys:
     )
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    if zipfile.is_zipfile(path):  # older files, such as the official ones, have no checksums
-        checkpoint = _read_verified(path, "weights file")
-    else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(checkpoint, dict):
-        checkpoint = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds no state dict but a {type(checkpoint).__name__}")
-    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-
-
 # A checkpoint's norm: others that its weights can be fine-tuned in.
 FINE_TUNED_AS = {
     "gn": ("lcn", "lcn_released", "lcn_tiled"),
@@ -194,11 +209,12 @@ FINE_TUNED_AS = {
 
 
 def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
-    """Copies the ResNet-50 out of a checkpoint of the ImageNet task into the backbone.
+    """Copies a ResNet-50 that was trained on ImageNet into the backbone.
 
     Args:
         model: made with ``pretrained=True``.
-        path: a run's ``last.ckpt``.
+        path: a run's ``last.ckpt``, or what `tasks.models.weights.read_weights` reads: a file of
+            timm's, torchvision's or Detectron's, or ``timm:NAME``.
         norm: of ``model``. The checkpoint's must be of the same name, or GN for an LCN, whose
             weights mean the same; batch norms also go into synchronized ones.
 
@@ -209,29 +225,36 @@ def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
     Raises:
         InputError: no such checkpoint, one of another network, or of a norm that does not fit.
     """
-    checkpoint = read_checkpoint(path)
-    before = checkpoint.get("norm") or {}
+    if path.endswith(".ckpt"):
+        checkpoint = read_checkpoint(path)
+        before = checkpoint.get("norm") or {}
+        given = {
+            key.removeprefix("model."): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith("model.")
+        }
+    else:
+        given = read_weights(path)
+        before = norm_in(given)
     if norm["name"] not in (before.get("name"), *FINE_TUNED_AS.get(str(before.get("name")), ())):
         raise InputError(
             f"task.backbone_checkpoint={path} was trained with norm {_described(before)}, which "
             f"cannot be fine-tuned as {_described(norm)}: GN goes into GN or LCN, any other norm "
             "into itself; choose another norm or checkpoint"
         )
-    given = {
-        key.removeprefix("model."): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith("model.")
-    }
     body = model.backbone.body
     own = body.state_dict()
+    counters = {key for key in own if key.endswith("num_batches_tracked")} - given.keys()
+    own = {key: value for key, value in own.items() if key not in counters}  # old files have none
     for key, value in own.items():
         if key not in given or given[key].shape != value.shape:
             what = f"of shape {list(given[key].shape)}" if key in given else "missing"
             raise InputError(
                 f"task.backbone_checkpoint={path} is not of a ResNet-50: {key}, here of shape "
-                f"{list(value.shape)}, is {what} there; give a checkpoint of task=imagenet"
+                f"{list(value.shape)}, is {what} there; give a checkpoint of task=imagenet, or "
+                "a file of timm, torchvision or Detectron"
             )
-    body.load_state_dict({key: given[key] for key in own})
+    body.load_state_dict({key: given[key] for key in own}, strict=not counters)
     unused = sorted(
         key for key in given.keys() - own.keys() if not key.endswith(".num_batches_tracked")
     )
