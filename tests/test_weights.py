@@ -56,6 +56,23 @@ def test_an_official_segmentation_checkpoint_is_loaded_whole(tmp_path, official,
         assert torch.equal(value, official[key]), key
 
 
+def test_mode_test_evaluates_an_official_checkpoint(tmp_path, official, tiny_cityscapes, train):
+    torch.save(WRAPPERS["with its loss"](official), tmp_path / "official.pth")
+    done = train(
+        f"data.root={tiny_cityscapes}", "norm=bn", "mode=test", "trainer=cpu", "data.workers=0",
+        f"checkpoint={tmp_path / 'official.pth'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^miou +\d+\.\d\d$", done.stdout, re.MULTILINE)
+    assert not (tmp_path / "runs").exists()
+    wrong = train(
+        f"data.root={tiny_cityscapes}", "norm=gn", "mode=test", "trainer=cpu",
+        f"checkpoint={tmp_path / 'official.pth'}",
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    assert "official files have BN: norm=bn" in wrong.stderr
+
+
 def test_old_files_lack_the_norms_counters(tmp_path, official):
     old = {k: v for k, v in official.items() if not k.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "old.pth")
