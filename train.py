@@ -5,9 +5,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from tasks.config import with_home
 from tasks.data import open_datasets, with_classes
 from tasks.errors import say
-from tasks.protocol import accumulated_batches
+from tasks.protocol import accumulated_batches, check_facts
 from tasks.runs import launch
 from tasks.runs.directory import Run
 from tasks.schema import check_config
@@ -17,6 +18,12 @@ from tasks.schema import check_config
 @launch.one_run
 def train(cfg: DictConfig) -> Run | None:
     check_config(cfg)
+    check_facts(cfg)
+    cfg = with_home(cfg)
+    if cfg.data.name == "mini":
+        from tasks.models import check_network
+
+        check_network(cfg)  # before a miniature is generated, which takes longer
     datasets = open_datasets(cfg)
     cfg = with_classes(cfg, datasets)
 

@@ -39,6 +39,8 @@ from torch.nn import functional as F
 
 from lcn import convert_norm
 from lcn.functional import local_context_norm
+from tasks.config import path_of
+from tasks.errors import command
 
 # The feature maps a norm layer sees, with the paper's c_group, window and batch size per process:
 # (what, batch, channels, height, width, c_group, window)
@@ -258,7 +260,7 @@ def _peak_of(name: str, shape: tuple[int, ...], result: "multiprocessing.Queue[i
 
 def _status_kib(field: str) -> int:
     """Memory of this process in KiB; unlike ``getrusage`` it knows nothing of its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
@@ -320,7 +322,9 @@ print(b - a, c - b, d - c, e - d)
 def measure_start(options: argparse.Namespace, table: "Table") -> None:
     runs = []
     for _ in range(4):
-        result = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-c", START], capture_output=True, encoding="utf-8"
+        )
         runs.append([float(number) for number in result.stdout.split()])
     torch_s, lcn_s, forward_s, backward_s = (min(column) for column in zip(*runs, strict=True))
     table.say(
@@ -371,7 +375,7 @@ class Table:
     def compare(self, path: Path) -> None:
         """Ratios of this run over those of an earlier one, of the cases that both have."""
         case = ("part", "what", "mode", "shape", "c_group", "window")
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             earlier = {tuple(row[key] for key in case): row for row in csv.DictReader(file)}
         changes: dict[tuple[str, str], list[float]] = {}
         for row in self.rows:
@@ -391,7 +395,7 @@ class Table:
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        with (folder / "benchmark.csv").open("w", newline="") as file:
+        with (folder / "benchmark.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
@@ -427,7 +431,7 @@ class Table:
 
 def processor() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return (
                     f"{line.partition(':')[2].strip()}, {torch.backends.cpu.get_cpu_capability()}"
@@ -437,7 +441,7 @@ def processor() -> str:
 
 def huge_pages() -> str:
     with contextlib.suppress(OSError):
-        modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
         mode = modes[modes.index("[") + 1 : modes.index("]")]
         asks = os.environ.get("THP_MEM_ALLOC_ENABLE", "0")
         return f"transparent huge pages: {mode}, THP_MEM_ALLOC_ENABLE={asks}"
@@ -466,6 +470,7 @@ PARTS = {
 }
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -481,9 +486,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="batch size for all")
     parser.add_argument("--threads", type=int, help="threads in place of PyTorch's choice")
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier benchmark.csv")
+    parser.add_argument("--against", type=path_of, metavar="FILE", help="an earlier benchmark.csv")
     parser.add_argument("--small-pages", action="store_true", help="no huge pages for GroupNorm")
-    parser.add_argument("--output", type=Path, default=Path("benchmark"), help="folder to write")
+    parser.add_argument("--output", type=path_of, default=Path("benchmark"), help="folder to write")
     options = parser.parse_args()
     keep_freed_memory()
     if options.threads:

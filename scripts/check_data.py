@@ -13,42 +13,40 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from tasks.config import compose
+from tasks.config import compose, path_of
 from tasks.data import Dataset, Sample, TiledDataset, open_splits
 from tasks.data.plots import contact_sheet
-from tasks.errors import InputError
+from tasks.errors import InputError, command, told_of
 from tasks.protocol import task_facts
 
 SHOWN = 20  # problems that are printed; all are counted
 WINDOW = (1024, 1024)  # pixels of a tile that are read at once
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="+", help="as of train.py: task=..., data.root=...")
     parser.add_argument(
-        "--pictures", type=Path, metavar="DIR",
+        "--pictures", type=path_of, metavar="DIR",
         help="write DIR/<task>.png as well: samples of every split with their labels",
     )  # fmt: skip
     arguments = parser.parse_intermixed_args()
-    try:
-        cfg = compose(arguments.overrides)
-        problems: list[str] = []
-        opened: dict[str, Dataset] = {}
-        for split in splits(cfg):
-            try:
-                (opened[split],) = open_splits(cfg, [split])
-                problems += check_split(cfg, split, opened[split])
-            except InputError as error:
-                print(f"{split:6} cannot be opened")
-                problems.append(str(error))
-        if arguments.pictures is not None and opened:
+    cfg = compose(arguments.overrides)
+    problems: list[str] = []
+    opened: dict[str, Dataset] = {}
+    for split in splits(cfg):
+        try:
+            (opened[split],) = open_splits(cfg, [split])
+            problems += check_split(cfg, split, opened[split])
+        except InputError as error:
+            print(f"{split:6} cannot be opened")
+            problems.append(str(error))
+    if arguments.pictures is not None and opened:
+        with told_of(arguments.pictures):
             print(f"pictures: {write_pictures(cfg, opened, arguments.pictures)}")
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     tell(cfg.task.name, list(dict.fromkeys(problems)))
 
 

@@ -169,7 +169,7 @@ def machine_code(compiled: Any) -> MachineCode:
 
 
 def _output(*command: Any) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def _class_of(instruction: str) -> str:

@@ -8,10 +8,10 @@ predictions.png, in a folder for each task where there are several.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from tasks.errors import InputError, say
+from tasks.config import path_of
+from tasks.errors import InputError, command, say, told_of
 from tasks.evidence.gather import gather
 from tasks.evidence.pictures import learning_curves, side_by_side
 from tasks.evidence.report import write_report
@@ -21,33 +21,28 @@ from tasks.runs.record import FinishedRun, finished_runs
 COLUMNS = 4  # metrics that a table shows side by side
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs"
+        "runs", nargs="*", type=path_of, default=[Path("runs")], help="folders of runs"
     )
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write into")
+    parser.add_argument("--out", type=path_of, default=Path("report"), help="folder to write into")
     arguments = parser.parse_args()
     page = arguments.out / "report.html"
     runs, damaged = finished_runs(arguments.runs)
     for reason in damaged.values():
         say(f"left out: {reason}")
     places = ", ".join(map(str, arguments.runs))
-    try:
-        if not runs:
-            raise InputError(f"no finished run (result.json) below {places}")
-        evidence = gather(runs)
-        sections = make_sections(runs, evidence)
+    if not runs:
+        raise InputError(f"no finished run (result.json) below {places}")
+    evidence = gather(runs)
+    sections = make_sections(runs, evidence)
+    with told_of(arguments.out):  # what cannot be read is an InputError
         for section in sections:
             alone = len(sections) == 1
             show(section, arguments.out if alone else arguments.out / section.slug)
         write_report(sections, evidence, page)
-    except InputError as error:
-        say(f"error: {error}")
-        sys.exit(2)
-    except OSError as error:  # of writing: what cannot be read is an InputError
-        say(f"error: {error.strerror}: {error.filename}")
-        sys.exit(2)
     print(f"{'runs:':17} {places}")
     print(f"{'report:':17} {page}")
 

@@ -12,23 +12,21 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from tasks.errors import InputError, say
+from tasks.config import path_of
+from tasks.errors import InputError, command, say
 from tasks.runs.listing import DEFAULT, find_run, print_diff, print_table, read_state
 from tasks.runs.record import find_runs, read_each
 from tasks.runs.replay import replay_command
 
 
+@command
 def main() -> None:
-    try:
-        if sys.argv[1:2] == ["replay"]:
-            replay_command(sys.argv[2:], find_run)
-        elif sys.argv[1:2] == ["diff"]:
-            diff_command()
-        else:
-            list_command()
-    except InputError as error:
-        say(f"error: {error}")
-        sys.exit(2)
+    if sys.argv[1:2] == ["replay"]:
+        replay_command(sys.argv[2:], find_run)
+    elif sys.argv[1:2] == ["diff"]:
+        diff_command()
+    else:
+        list_command()
 
 
 def list_command() -> None:
@@ -38,7 +36,11 @@ def list_command() -> None:
         "replay RUN --into DIR: its code, and how to train it again",
     )
     parser.add_argument(
-        "folders", nargs="*", type=Path, default=[DEFAULT], help="where to look (default: runs)"
+        "folders",
+        nargs="*",
+        type=path_of,
+        default=[DEFAULT],
+        help="where to look (default: runs)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     arguments = parser.parse_args()

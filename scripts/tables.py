@@ -7,22 +7,23 @@ Writes <out>/mini/table<N>.csv, <out>/full/table<N>.csv and <out>/README.md.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from tasks.errors import InputError, say
+from tasks.config import path_of
+from tasks.errors import InputError, command, say, told_of
 from tasks.evidence.claims import claims_text
 from tasks.evidence.gather import gather
 from tasks.evidence.tables import write_tables
 from tasks.runs.record import finished_runs
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "runs", nargs="*", type=Path, default=[Path("runs")], help="folders of runs"
+        "runs", nargs="*", type=path_of, default=[Path("runs")], help="folders of runs"
     )
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder to write into")
+    parser.add_argument("--out", type=path_of, default=Path("results"), help="folder to write into")
     arguments = parser.parse_args()
     runs, damaged = finished_runs(arguments.runs)
     for reason in damaged.values():
@@ -30,17 +31,14 @@ def main() -> None:
     evidence = gather(runs)
     for line in sorted(f"{place}: {reason}" for place, reason in evidence.left_out.items()):
         print(f"left out: {line}")
-    try:
-        if evidence.is_empty:
-            places = ", ".join(map(str, arguments.runs))
-            raise InputError(
-                f"no finished run of a published row below {places}; "
-                "python train.py experiment=table1_w18_lcn data=mini makes one"
-            )
+    if evidence.is_empty:
+        places = ", ".join(map(str, arguments.runs))
+        raise InputError(
+            f"no finished run of a published row below {places}; "
+            "python train.py experiment=table1_w18_lcn data=mini makes one"
+        )
+    with told_of(arguments.out):
         written = write_tables(evidence, arguments.out)
-    except InputError as error:
-        say(f"error: {error}")
-        sys.exit(2)
     print(claims_text(evidence))
     for path in written:
         print(f"written: {path}")

@@ -6,7 +6,6 @@ python scripts/wandb_dashboard.py --project lcn --data mini --task cityscapes ch
 import argparse
 import json
 import os
-import sys
 from typing import Any
 
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -18,7 +17,7 @@ from wandb.sdk.lib import wbauth
 from wandb_workspaces import expr
 
 from tasks.config import compose, options
-from tasks.errors import InputError
+from tasks.errors import InputError, command
 from tasks.protocol import task_facts
 
 DATA = {"full": "full datasets", "mini": "miniatures"}
@@ -28,6 +27,7 @@ NORM = "JobType"
 COLUMNS, ROWS = 8, 7  # of a report's grid, of 24 columns, that a panel takes
 
 
+@command
 def main() -> None:
     arguments = parse_arguments()
     try:
@@ -42,9 +42,8 @@ def main() -> None:
         for view in views:
             view.save()
             print(view.url)
-    except (InputError, wandb.errors.Error) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+    except wandb.errors.Error as error:
+        raise InputError(str(error).splitlines()[0]) from None
 
 
 def parse_arguments() -> argparse.Namespace:

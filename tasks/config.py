@@ -6,6 +6,7 @@ Nothing here imports torch, so that a mistake is answered at once.
 import contextlib
 import copy
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -39,12 +40,39 @@ OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
 OmegaConf.register_new_resolver("either", lambda holds, a, b: a if holds else b, replace=True)
 
 
-def as_group_choice(argument: str) -> str:
-    """``task.model=x`` as ``task/model=x`` where there is such a group."""
+PATHS = (
+    "checkpoint", "runs", "data.root", "task.model.pretrained", "task.backbone_checkpoint",
+    "hydra.sweep.dir", "hydra.run.dir",
+)  # fmt: skip
+"""Keys whose value is a path, in which ``~`` is the home folder."""
+
+
+def as_given(argument: str) -> str:
+    """An argument as Hydra is to take it: ``task.model=x`` chooses from a group, ``~`` is home."""
     key, separator, value = argument.partition("=")
     group = key.replace(".", "/")
-    is_group = separator and "." in key and (CONFIGS / group).is_dir()
-    return f"{group}={value}" if is_group else argument
+    if separator and "." in key and (CONFIGS / group).is_dir():
+        return f"{group}={value}"
+    path = value.strip("\"'")
+    if key.lstrip("+") in PATHS and path.startswith("~"):
+        expanded = f"{key}={os.path.expanduser(path)}"
+        return expanded if _is_readable(expanded) else f'{key}="{os.path.expanduser(path)}"'
+    return argument
+
+
+def path_of(text: str) -> Path:
+    """A path of a command line, in which ``~`` is the home folder."""
+    return Path(text).expanduser()
+
+
+def with_home(cfg: DictConfig) -> DictConfig:
+    """The configuration with ``~`` in its paths as the home folder; ``cfg`` stays as it is."""
+    cfg = copy.deepcopy(cfg)
+    for key in PATHS:
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(cfg, key, os.path.expanduser(value))
+    return cfg
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
@@ -150,10 +178,11 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def _compose(overrides: list[str]) -> DictConfig:
+    overrides = [as_given(override) for override in overrides]
     if GlobalHydra.instance().is_initialized():
-        return hydra.compose("train", overrides)
+        return with_home(hydra.compose("train", overrides))
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("train", overrides)
+        return with_home(hydra.compose("train", overrides))
 
 
 def plain(node: DictConfig | dict[str, Any], resolve: bool = True) -> dict[str, Any]:

@@ -66,6 +66,17 @@ def task_facts(name: str) -> TaskFacts:
     return TaskFacts(**facts)
 
 
+def check_facts(cfg: DictConfig) -> None:
+    """Raises InputError if facts were set: results are checked and shown by those of the file."""
+    facts = task_facts(cfg.task.name)
+    for key, value in plain(cfg.task.get("facts") or {}).items():
+        if getattr(facts, key, None) != value:
+            raise InputError(
+                f"task.facts.{key}: facts are how results are checked and shown, and change "
+                f"nothing in a run; leave it out, or edit configs/task/{cfg.task.name}.yaml"
+            )
+
+
 def protocol_batch(task: DictConfig | dict) -> int:
     """The total batch that the protocol's learning rate belongs to."""
     return task["devices"] * task["model"]["batch_size"]
@@ -123,7 +134,9 @@ def published_row(table: int, row: dict) -> dict:
     Raises:
         LookupError: no line or several lines match.
     """
-    with (ROOT / "results" / "paper" / f"table{table}.csv").open(newline="") as file:
+    with (ROOT / "results" / "paper" / f"table{table}.csv").open(
+        newline="", encoding="utf-8"
+    ) as file:
         lines = [
             line
             for line in csv.DictReader(file)

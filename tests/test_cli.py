@@ -28,7 +28,7 @@ MESSAGES = {
     "experiment=table1": "all 8 with -m 'experiment=glob(table1_*)'",
     "task=5": "task=5: no such task; there are: camvid, chesapeake",
     "trainer=true": "trainer=true: no such trainer; there are: auto, cpu, ddp",
-    "runs=~/x": """runs=~/x: cannot be read; quote a value""",
+    "task.facts.primary=loss": "task.facts.primary: facts are how results are checked and shown",
     "data.root=grün(1),x": """'data.root="grün(1),x"'""",
     'data.root="a(b)~,=c ü/x"': "no folder gtFine in a(b)~,=c ü/x",
     "data.root=nowhere": "Cityscapes not found: no folder leftImg8bit",

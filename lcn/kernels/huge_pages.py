@@ -29,9 +29,9 @@ def _page_bytes() -> int:
     if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         return 0
     try:
-        if "[madvise]" not in (_SYSTEM / "enabled").read_text():
+        if "[madvise]" not in (_SYSTEM / "enabled").read_text(encoding="utf-8"):
             return 0
-        return int((_SYSTEM / "hpage_pmd_size").read_text())
+        return int((_SYSTEM / "hpage_pmd_size").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0
 

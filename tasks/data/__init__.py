@@ -14,6 +14,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from tasks import miniatures
+from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,12 +138,27 @@ def open_datasets(cfg: DictConfig) -> Datasets:
     """
     if cfg.mode == "test" and cfg.data.eval_split != "train":
         (evaluation,) = open_splits(cfg, [cfg.data.eval_split])
-        return Datasets(evaluation, evaluation, None)
+        return _usable(cfg, Datasets(evaluation, evaluation, None))
     splits = ["train", cfg.data.eval_split]
     if cfg.task.test_split is not None and cfg.mode == "train":
         splits.append(cfg.task.test_split)
     train, evaluation, *test = open_splits(cfg, splits)
-    return Datasets(train, evaluation, test[0] if test else None)
+    return _usable(cfg, Datasets(train, evaluation, test[0] if test else None))
+
+
+def _usable(cfg: DictConfig, datasets: Datasets) -> Datasets:
+    """The datasets, if something comes of evaluating them: scores, or masks to submit."""
+    if datasets.test is not None and not datasets.test.labelled:
+        raise InputError(
+            f"task.test_split={cfg.task.test_split} has no labels to be scored against; set "
+            "task.test_split=null"
+        )
+    if not datasets.eval.labelled and not isinstance(datasets.eval, TiledDataset):
+        raise InputError(
+            f"data.eval_split={cfg.data.eval_split} of {cfg.task.name} has no labels to be scored "
+            "against; choose another split"
+        )
+    return datasets
 
 
 def with_classes(cfg: DictConfig, datasets: Datasets) -> DictConfig:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from tasks.data.plots import colorize
+from tasks.errors import write_atomically
 from tasks.evidence.claims import CANNOT_TELL, DOES_NOT, HOLDS
 from tasks.evidence.gather import Evidence
 from tasks.evidence.page_charts import bar_charts, curve_charts, sensitivity_charts
@@ -28,7 +29,6 @@ from tasks.evidence.pictures import Comparison
 from tasks.evidence.rows import SCALES, TITLES, all_rows, rows_of_table
 from tasks.evidence.sections import Section
 from tasks.protocol import task_facts
-from tasks.runs.directory import write_atomically
 from tasks.runs.record import FinishedRun
 
 PAGE = Path(__file__).with_name("page")

@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
+from tasks.errors import write_atomically
 from tasks.evidence.claims import CLAIMS, contrast, judge
 from tasks.evidence.gather import Evidence
 from tasks.evidence.rows import SCALES, TITLES, Row, reference, rows_of_table
-from tasks.runs.directory import write_atomically
 from tasks.runs.record import FinishedRun
 
 METRICS_ABREAST = 6  # that a Markdown table shows beside each other

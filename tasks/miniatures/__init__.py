@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from tasks.errors import told_of
+
 
 def generate_once(
     root: Path | str, name: str, version: int, seed: int, generate: Callable[[Path], None]
@@ -28,14 +30,15 @@ def generate_once(
         at the end. Processes that call this at once wait for the one that generates.
 
     Raises:
-        OSError: `root` cannot be written.
+        InputError: `root` cannot be written.
     """
     root = Path(root)
     target = root / f"{name}-v{version}-seed{seed}"
     if target.is_dir():
         return target
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{target.name}.lock"):
+    with told_of(root):
+        root.mkdir(parents=True, exist_ok=True)
+    with told_of(root), FileLock(root / f".{target.name}.lock"):
         if not target.is_dir():
             partial = root / f".{target.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted generation

@@ -90,7 +90,7 @@ def _generate(seed: int, folder: Path) -> None:
             "categories": CATEGORIES,
         }
         path = folder / "annotations" / f"instances_{split}2017.json"
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _image_id(split: str, index: int) -> int:

@@ -112,6 +112,23 @@ def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any]) -> nn.Module:
     return model
 
 
+def check_network(cfg: DictConfig) -> None:
+    """Builds the network without weights, for what follows from the configuration alone.
+
+    Raises:
+        InputError: see `build_model` and `check_training_size`.
+    """
+    cfg = copy.deepcopy(cfg)
+    if cfg.task.num_classes is None:  # left to the dataset; any number does
+        cfg.task.num_classes = cfg.task.outputs = 2
+    for settings, key in ((cfg.task.model, "pretrained"), (cfg.task, "backbone_checkpoint")):
+        if key in settings:
+            settings[key] = None
+    with torch.device("meta"):
+        model = build_model(cfg)
+    check_training_size(model, cfg)
+
+
 def check_training_size(model: nn.Module, cfg: DictConfig) -> None:
     """Runs the network on the shapes of a training batch, without computing anything.
 

@@ -83,7 +83,7 @@ def mask_rcnn(
     """
     if name != NAME:
         raise ValueError(f"unknown detector {name!r}; known is {NAME}")
-    seed = int(torch.randint(2**62, ()))
+    seed = int(torch.randint(2**62, (), device="cpu"))
     only_backbone = norm["name"] == "bn"
     placeholder = None if only_backbone else nn.BatchNorm2d
     channels, features = round(PYRAMID_CHANNELS * width), round(BOX_FEATURES * width)

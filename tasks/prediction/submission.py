@@ -1,6 +1,5 @@
 """Predictions over whole tiles, written window by window as a benchmark wants them submitted."""
 
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from rasterio.windows import Window
 
 from tasks.data.loading import DataModule
 from tasks.data.tiles import TileWindows, core_of, open_raster
+from tasks.errors import replacing, told_of
 from tasks.modules.module import TaskModule
 
 ARCHIVE = "submission.zip"
@@ -41,6 +41,21 @@ def write_submission(
     if not isinstance(windows, TileWindows):
         raise TypeError("only predictions of whole tiles are submitted")
     masks = folder / (ARCHIVE + ".tmp.d")
+    try:
+        with told_of(folder / ARCHIVE):
+            _predict(module, trainer, data, windows, masks)
+            if trainer.is_global_zero:
+                _pack(masks, folder / ARCHIVE)
+    finally:
+        if trainer.is_global_zero:
+            shutil.rmtree(masks, ignore_errors=True)
+    return ARCHIVE
+
+
+def _predict(
+    module: TaskModule, trainer: pl.Trainer, data: DataModule, windows: TileWindows, masks: Path
+) -> None:
+    """Writes the masks of all tiles; returns in every process when all are written."""
     if trainer.is_global_zero:
         shutil.rmtree(masks, ignore_errors=True)  # left by an interrupted prediction
         masks.mkdir(parents=True)
@@ -54,14 +69,15 @@ def write_submission(
         callbacks.remove(writer)
         writer.close()
     trainer.strategy.barrier()
-    if trainer.is_global_zero:
-        temporary = folder / (ARCHIVE + ".tmp")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in sorted(masks.glob("*.tif")):
-                archive.write(path, path.name)
-        os.replace(temporary, folder / ARCHIVE)
-        shutil.rmtree(masks)
-    return ARCHIVE
+
+
+def _pack(masks: Path, path: Path) -> None:
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for mask in sorted(masks.glob("*.tif")):
+            archive.write(mask, mask.name)
 
 
 class MaskWriter(BasePredictionWriter):

@@ -9,6 +9,7 @@ last.ckpt           the last checkpoint
 result.json         written when the run has finished, and only then
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,12 +22,26 @@ from typing import ClassVar
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.errors import Busy, InputError
+from tasks.errors import Busy, InputError, lack, told_of, write_atomically
 from tasks.identity import run_identity, without_home
 from tasks.protocol import norm_label
 from tasks.runs.record import read_result
 
 log = logging.getLogger("train")
+
+
+class LogFile(logging.FileHandler):
+    """A log that ends the run where it cannot be written, instead of a stack trace per line."""
+
+    def __init__(self, path: Path, encoding: str):
+        super().__init__(path, encoding=encoding, errors="backslashreplace")
+        self.path = path
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        assert error is not None
+        with told_of(self.path):
+            raise error
 
 
 class Run:
@@ -59,18 +74,27 @@ class Run:
         self.directory = Path(cfg.runs) / cfg.task.name / name
         self.is_first_process = is_first_process()
         self._lock = FileLock(self.directory / ".lock")
-        self._log_file: logging.FileHandler | None = None
+        self._log_file: LogFile | None = None
 
     def __enter__(self) -> "Run":
         log.propagate = False
         log.addHandler(logging.NullHandler())
         if self.is_first_process:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self._start_log(console=True)
             try:
-                self._lock.acquire(timeout=0)
+                with told_of(self.directory):
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                    self._lock.acquire(timeout=0)
+                    self._start_log(console=False)
             except Timeout:
+                self._close_log()
                 raise Busy(self.directory) from None
-            self._start_log()
+            except InputError:
+                # A finished run is shown from a place where nothing can be written, too.
+                if not (self.directory / "result.json").exists():
+                    self._close_log()
+                    self._lock.release()
+                    raise
         Run.last_entered = self.directory
         try:
             self.was_finished = self.result is not None
@@ -81,24 +105,31 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is not None and self._log_file is not None:  # launch tells the console
-            why = f"stopped by {type(error).__name__}: {error}"
-            if isinstance(error, Exception) and not isinstance(error, InputError):  # a defect
+            why = f"stopped by {type(error).__name__}: {lack(error) or error}"
+            of_user = isinstance(error, InputError) or lack(error) is not None
+            if isinstance(error, Exception) and not of_user:  # a defect
                 why = "".join(traceback.format_exception(error))
-            self._log_file.emit(logging.makeLogRecord({"msg": why}))
-        for handler in list(log.handlers):
-            handler.close()
-            log.removeHandler(handler)
+            with contextlib.suppress(InputError):  # the disk is full
+                self._log_file.emit(logging.makeLogRecord({"msg": why}))
+        self._close_log()
         self._lock.release()
 
-    def _start_log(self) -> None:
+    def _start_log(self, console: bool) -> None:
+        """Logs to the console, or to ``train.log``."""
         log.setLevel(logging.INFO)
-        console = logging.StreamHandler(sys.stdout)
-        console.setFormatter(logging.Formatter("%(message)s"))
-        file = logging.FileHandler(self.directory / "train.log")
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        log.addHandler(console)
-        log.addHandler(file)
-        self._log_file = file
+        handler: logging.Handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        if not console:
+            handler = self._log_file = LogFile(self.directory / "train.log", encoding="utf-8")
+            time_first = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+            handler.setFormatter(time_first)
+        log.addHandler(handler)
+
+    def _close_log(self) -> None:
+        for handler in list(log.handlers):
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                handler.close()
+            log.removeHandler(handler)
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -127,10 +158,3 @@ def is_first_process() -> bool:
     """Whether this process is rank 0: with several devices each runs the same command."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """The file has either its old content or the new one, never a part of it; text is UTF-8."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that a mistake is answered at once.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -19,11 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tasks.config import as_group_choice, explain
-from tasks.errors import Busy, InputError, say
+from tasks.config import as_given, explain
+from tasks.errors import Busy, InputError, lack, open_console, say, told_of, write_atomically
 from tasks.identity import running_code
 from tasks.protocol import task_facts
-from tasks.runs.directory import Run, is_first_process, write_atomically
+from tasks.runs.directory import Run, is_first_process
 
 OK, FAILED, USER_ERROR, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes: finished; a defect; a mistake of the user; another process works on it; stopped."""
@@ -56,6 +57,8 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         Sweep.folder = Path(config.hydra.sweep.dir)
+        for file in ending_files(Sweep.folder):  # of an earlier sweep in the same folder
+            file.unlink()
 
 
 def one_run(function: Callable[[DictConfig], Run | None]) -> Callable[[DictConfig], float | None]:
@@ -77,17 +80,21 @@ def one_run(function: Callable[[DictConfig], Run | None]) -> Callable[[DictConfi
             if is_first_process():
                 file = Path(hydra.sweep.dir) / f"{hydra.job.num}.json"
                 _write(file, ending)
+                _endings[file] = ending
         try:
             return _end(function, cfg, ending)
         finally:
             _exit_codes.append(ending.code)
             if file is not None:
-                _write(file, ending)
+                with contextlib.suppress(InputError):  # `_endings` has it for the summary
+                    _write(file, ending)
 
     return wrapped
 
 
 _exit_codes: list[int] = []
+_endings: dict[Path, Ending] = {}
+"""Of the runs that this process itself made, by the file that tells the same."""
 
 
 def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
@@ -115,9 +122,14 @@ def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
             raise
         ending.code = INTERRUPTED
         raise KeyboardInterrupt from None  # also for exit code 1, Lightning's answer to Ctrl-C
-    except Exception as error:  # a defect, not a mistake of the user: with its stack trace
-        traceback.print_exc()
-        ending.status, ending.note = "failed", f"{type(error).__name__}: {error}"
+    except Exception as error:
+        message = lack(error)
+        if message is not None:
+            say(f"error: {message}")
+            ending.status, ending.code, ending.note = "failed", USER_ERROR, message
+        else:  # a defect, not a mistake of the user: with its stack trace
+            traceback.print_exc()
+            ending.status, ending.note = "failed", f"{type(error).__name__}: {error}"
     finally:
         if ending.directory is None and Run.last_entered is not None:
             ending.directory = str(Run.last_entered)
@@ -125,14 +137,16 @@ def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
 
 
 def _write(file: Path, ending: Ending) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with told_of(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(asdict(ending)))
 
 
 def main(train: Callable[[], None]) -> None:
     """Runs a ``hydra.main`` function and leaves with the exit code of its worst run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing them
-    arguments = [as_group_choice(argument) for argument in sys.argv[1:]]
+    open_console()
+    arguments = [as_given(argument) for argument in sys.argv[1:]]
     arguments.sort(
         key=lambda argument: argument not in ("-m", "--multirun")
     )  # argparse wants it first
@@ -146,6 +160,9 @@ def main(train: Callable[[], None]) -> None:
 def _launch(train: Callable[[], None]) -> int:
     try:
         train()
+    except InputError as error:  # what tells of a sweep's runs cannot be written
+        say(f"error: {error}")
+        return USER_ERROR
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
         if _exit_codes or not (of_hydra or _is_of_the_command_line(error)):
@@ -156,6 +173,10 @@ def _launch(train: Callable[[], None]) -> int:
         say("interrupted; the same command continues from the last checkpoint")
         return INTERRUPTED
     except Exception as error:
+        message = lack(error)
+        if message is not None:
+            say(f"error: {message}")
+            return USER_ERROR
         if Sweep.folder is None:
             raise
         say(f"error: the launcher stopped: {type(error).__name__}: {error}")  # a job was killed
@@ -168,12 +189,35 @@ def _is_of_the_command_line(error: BaseException) -> bool:
     return "hydra" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
 
 
+def ending_files(folder: Path) -> list[Path]:
+    """The files in a sweep's folder that tell of its runs; others may lie there, too."""
+    return [
+        file
+        for file in folder.glob("*.json")
+        if file.stem.isdecimal() and file.is_file() and _is_ending(file)
+    ]
+
+
+def _is_ending(file: Path) -> bool:
+    try:
+        _read(file)
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _read(file: Path) -> Ending:
+    return Ending(**json.loads(file.read_bytes()))
+
+
 def summarize(folder: Path) -> int:
     """Prints a line per run of a sweep and returns its exit code: 0 if all runs are finished."""
-    files = sorted(folder.glob("*.json"), key=lambda file: int(file.stem))
-    endings = [Ending(**json.loads(file.read_text())) for file in files]
+    files = sorted({*ending_files(folder), *_endings}, key=lambda file: int(file.stem))
+    endings = [_endings.get(file) or _read(file) for file in files]
     if not endings:
-        say("error: the sweep has no runs; a glob(...) that matches no option gives none")
+        of_glob = any("glob(" in argument for argument in sys.argv[1:])
+        why = "the glob(...) matches no option" if of_glob else "none was started"
+        say(f"error: the sweep has no runs: {why}")
         return USER_ERROR
     for ending in endings:  # meanwhile another sweep, or another run of this one, may have ended
         place = Path(ending.directory or "")

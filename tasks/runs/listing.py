@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.config import path_of
 from tasks.errors import InputError
 from tasks.runs.files import read_end
 from tasks.runs.record import FinishedRun, Record, find_runs, flattened, read_run
@@ -216,8 +217,8 @@ def find_run(name: str) -> Path:
     Raises:
         InputError: there is none, or there are several.
     """
-    if (Path(name) / "config.yaml").exists():
-        return Path(name)
+    if (path_of(name) / "config.yaml").exists():
+        return path_of(name)
     matches = [place for place, known in find_runs([DEFAULT]).names.items() if name in known]
     if not matches:
         raise InputError(

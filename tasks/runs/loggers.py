@@ -22,12 +22,12 @@ from tasks.config import plain
 from tasks.data import Dataset
 from tasks.data.loading import Augmented
 from tasks.data.transforms import IGNORED, make_transform
-from tasks.errors import InputError
+from tasks.errors import InputError, write_atomically
 from tasks.modules.module import TaskModule
 from tasks.modules.segmentation import Segmentation
 from tasks.protocol import norm_label
 from tasks.runs.callbacks import History
-from tasks.runs.directory import Run, write_atomically
+from tasks.runs.directory import Run
 
 WandbMode = Literal["online", "offline", "disabled", "shared"]
 
@@ -164,7 +164,7 @@ def wandb_id(directory: Path) -> str:
     path = directory / "wandb_id"
     if not path.exists():
         write_atomically(path, secrets.token_hex(6) + "\n")
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
 
 
 def without_home(cfg: DictConfig) -> dict:
@@ -265,7 +265,7 @@ def _last_step(trainer: pl.Trainer) -> int:
 def read_audit(path: Path) -> list[list[str | int | bool]]:
     """The lines of an ``audit.csv``, the header first, with numbers and truth values as such."""
     truth = {"True": True, "False": False}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [
             [int(cell) if cell.isdigit() else truth.get(cell, cell) for cell in line]
             for line in csv.reader(file)

@@ -13,9 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.errors import InputError
+from tasks.errors import InputError, write_atomically
 from tasks.identity import Code
-from tasks.runs.directory import write_atomically
 
 NAME = "provenance.json"
 

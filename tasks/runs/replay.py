@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.config import ROOT
+from tasks.config import ROOT, path_of
 from tasks.errors import InputError
 from tasks.identity import git
 from tasks.runs.provenance import NAME, Start, read_starts
@@ -35,7 +35,7 @@ def replay_command(arguments: list[str], find_run: Callable[[str], Path]) -> Non
     )
     parser.add_argument("run", metavar="RUN", help="a run directory, or a part of its name")
     parser.add_argument(
-        "--into", metavar="DIR", type=Path, required=True, help="an empty or new folder"
+        "--into", metavar="DIR", type=path_of, required=True, help="an empty or new folder"
     )
     options = parser.parse_args(arguments)
     run = find_run(options.run)

@@ -21,7 +21,7 @@ from lcn import audit
 from tasks.config import plain
 from tasks.data import Dataset, Datasets, DetectionDataset
 from tasks.data.loading import DataModule
-from tasks.errors import InputError
+from tasks.errors import InputError, write_atomically
 from tasks.identity import installed_packages, running_code, versions
 from tasks.models import scaled_norm
 from tasks.models.checkpoint import check_complete, load_weights
@@ -41,7 +41,7 @@ from tasks.runs.callbacks import (
     ProgressLine,
     StopsAtOnce,
 )
-from tasks.runs.directory import Run, write_atomically
+from tasks.runs.directory import Run
 from tasks.runs.loggers import Dashboard, make_loggers
 from tasks.runs.provenance import read_starts, without_path, write_start
 

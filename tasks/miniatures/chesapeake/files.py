@@ -81,7 +81,7 @@ def _generate(seed: int, folder: Path) -> None:
         rows = write(folder / name, _quad(number), index, *render(split, index, seed))
         tables.setdefault(name, []).extend(rows)
     for name, rows in tables.items():
-        with (folder / f"{name}.csv").open("w", newline="") as file:
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
