@@ -367,17 +367,53 @@ def _next_window_row(kind, x, base, start, stop, job, shifts, sums, squares):
 
 
 @njit(**_INLINE)
-def _moments_at(at, total, square, scale, shift, one, eps, high, low, rstd, rstd_at):
+def _moments(total, square, scale, shift, one, eps):
+    """Mean square of ``x - shift``, mean as high and low, and rstd, from the sums of a window."""
     mean = total * scale
     mean_square = square * scale
     variance = _as(mean_square - mean * mean, one)
     mean = mean + shift
     top = _truncated(mean)
-    _store(high, at, None, _as(top, one))
-    _store(low, at, None, _as(mean - top, one))
     root = _rsqrt(_not_negative(variance) + eps)
+    return mean_square, _as(top, one), _as(mean - top, one), root
+
+
+@njit(**_INLINE)
+def _moments_at(at, total, square, scale, shift, one, eps, high, low, rstd, rstd_at):
+    mean_square, top, rest, root = _moments(total, square, scale, shift, one, eps)
+    _store(high, at, None, top)
+    _store(low, at, None, rest)
     _store(rstd, rstd_at + at, None, root)
     return mean_square, root
+
+
+@njit(**_INLINE)
+def _next_sums(sums, squares, total, square, k, job):
+    """Of window ``k`` of a row from those of the window before it."""
+    enters, leaves = (k + job.col_size) * LANES, k * LANES
+    total = total + (_load(sums, enters, None) - _load(sums, leaves, None))
+    square = square + (_load(squares, enters, None) - _load(squares, leaves, None))
+    return total, square
+
+
+@njit(**_INLINE)
+def _sums_before(sums, squares, job):
+    """What a window's sums are made of but for its last column, for the first window of a row."""
+    total = square = _splat(0.0)
+    for j in range(1, job.col_size):
+        total = total + _load(sums, j * LANES, None)
+        square = square + _load(squares, j * LANES, None)
+    return total, square
+
+
+@njit(**_INLINE)
+def _are_exact(square, largest_square, largest_root, high):
+    """Whether the sums of a row are finite, of which ``square`` is the last, and no variance is too
+    small beside what passed through them (``_MOST_RATIO``)."""
+    root = _wide(largest_root)
+    limit = _MOST_RATIO if high.itemsize == 4 else _MOST_RATIO_WIDE
+    # A NaN or infinity stays in the square.
+    return _total(square - square) == 0.0 and _maximum(largest_square * root * root) <= limit
 
 
 @njit(**_INLINE)
@@ -390,15 +426,10 @@ def _window_moments(sums, squares, shifts, high, low, rstd, rstd_at, most, job, 
     size, count = job.col_size, job.col_count
     shift, scales = _load(shifts, 0, None), _splat(scale)
     one, eps = _splat(high.dtype.type(1)), _splat(high.dtype.type(job.eps))
-    total = square = _splat(0.0)
-    for j in range(1, size):
-        total = total + _load(sums, j * LANES, None)
-        square = square + _load(squares, j * LANES, None)
+    total, square = _sums_before(sums, squares, job)
     largest_square, largest = _load(most, 0, None), _splat(high.dtype.type(0))
     for k in range(count):
-        enters, leaves = (k + size) * LANES, k * LANES
-        total = total + (_load(sums, enters, None) - _load(sums, leaves, None))
-        square = square + (_load(squares, enters, None) - _load(squares, leaves, None))
+        total, square = _next_sums(sums, squares, total, square, k, job)
         at = (size // 2 + k) * LANES
         mean_square, root = _moments_at(
             at, total, square, scales, shift, one, eps, high, low, rstd, rstd_at
@@ -406,10 +437,7 @@ def _window_moments(sums, squares, shifts, high, low, rstd, rstd_at, most, job, 
         largest_square = _larger(largest_square, mean_square)
         largest = _larger(largest, root)
     _store(most, 0, None, largest_square)
-    wide = _wide(largest)
-    limit = _MOST_RATIO if high.itemsize == 4 else _MOST_RATIO_WIDE
-    # A NaN or infinity stays in the square.
-    return _total(square - square) == 0.0 and _maximum(largest_square * wide * wide) <= limit
+    return _are_exact(square, largest_square, largest, high)
 
 
 @njit(**_PLAIN)
@@ -452,34 +480,52 @@ def _moments_anew(
 
 
 @njit(**_INLINE)
-def _moments_of_row(
-    kind, k, first, job, x, base, shifts, sums, squares, high, low, rstd, rstd_at, most
-):
-    """Statistics of window row ``k``, for each cell of the output rows that use it."""
-    start, stop = k, k + job.row_size
+def _column_sums(kind, k, first, job, x, base, shifts, sums, squares, most):
+    """Sums of each column over window row ``k``; they hold those of the row above if there is
+    one."""
+    stop = k + job.row_size
     if first:
-        _first_window_row(kind, x, base, start, stop, job, shifts, sums, squares)
-    else:
-        _next_window_row(kind, x, base, start, stop, job, shifts, sums, squares)
-    scale = 1.0 / (job.per_group * job.row_size * job.col_size)
-    if first:
+        _first_window_row(kind, x, base, k, stop, job, shifts, sums, squares)
         _fill(most, 0, LANES, 0.0)
-    is_exact = _window_moments(sums, squares, shifts, high, low, rstd, rstd_at, most, job, scale)
-    if not is_exact:
-        _moments_anew(
-            kind, x, base, start, stop, job, shifts, sums, squares, high, low, rstd, rstd_at,
-            most, scale,
-        )  # fmt: skip
-    # Only col_count windows differ: the cells near the left and right border share one.
+    else:
+        _next_window_row(kind, x, base, k, stop, job, shifts, sums, squares)
+
+
+@njit(**_INLINE)
+def _scale_of(job):
+    return 1.0 / (job.per_group * job.row_size * job.col_size)
+
+
+@njit(**_PLAIN)
+def _fill_borders(row, at, job):
+    """Only col_count windows differ: the cells near the left and right border share one."""
     left = job.col_size // 2
     right = left + job.col_count
-    for row, at in ((high, 0), (low, 0), (rstd, rstd_at)):
-        value = _load(row, at + left * LANES, None)
-        for j in range(left):
-            _store(row, at + j * LANES, None, value)
-        value = _load(row, at + (right - 1) * LANES, None)
-        for j in range(right, job.width):
-            _store(row, at + j * LANES, None, value)
+    value = _load(row, at + left * LANES, None)
+    for j in range(left):
+        _store(row, at + j * LANES, None, value)
+    value = _load(row, at + (right - 1) * LANES, None)
+    for j in range(right, job.width):
+        _store(row, at + j * LANES, None, value)
+
+
+@njit(**_INLINE)
+def _moments_of_row(
+    kind, k, anew, job, x, base, shifts, sums, squares, high, low, rstd, rstd_at, most
+):
+    """Statistics of window row ``k``, for each cell of the output rows that use it."""
+    scale = _scale_of(job)
+    is_exact = not anew and _window_moments(
+        sums, squares, shifts, high, low, rstd, rstd_at, most, job, scale
+    )
+    if not is_exact:
+        _moments_anew(
+            kind, x, base, k, k + job.row_size, job, shifts, sums, squares, high, low, rstd,
+            rstd_at, most, scale,
+        )  # fmt: skip
+    _fill_borders(high, 0, job)
+    _fill_borders(low, 0, job)
+    _fill_borders(rstd, rstd_at, job)
 
 
 # ---------------------------------------------------------------- forward
@@ -513,6 +559,38 @@ def _normalize_rows(kind, job, x, out, base, high, low, rstd, weight, bias, i_be
                 )  # fmt: skip
 
 
+@njit(**_INLINE)
+def _first_cell_of(k, job):
+    """First cell of a row that uses the ``k``-th window of the row; ``k = col_count``: the width."""
+    if k == 0:
+        return 0
+    return job.width if k == job.col_count else job.col_size // 2 + k
+
+
+@njit(**_INLINE)
+def _normalize_as_windows_slide(
+    kind, job, x, out, row, shifts, sums, squares, most, weight, bias, high
+):
+    """One output row, whose windows no other row uses; whether their sums were exact."""
+    shift, scale = _load(shifts, 0, None), _splat(_scale_of(job))
+    one, eps = _splat(high.dtype.type(1)), _splat(high.dtype.type(job.eps))
+    total, square = _sums_before(sums, squares, job)
+    largest_square, largest = _load(most, 0, None), _splat(high.dtype.type(0))
+    for k in range(job.col_count):
+        total, square = _next_sums(sums, squares, total, square, k, job)
+        mean_square, top, rest, root = _moments(total, square, scale, shift, one, eps)
+        largest_square = _larger(largest_square, mean_square)
+        largest = _larger(largest, root)
+        for j in range(_first_cell_of(k, job), _first_cell_of(k + 1, job)):
+            for part in range(_parts(job)):
+                _normalize_cell(
+                    kind, x, out, row + j * job.channels + part * LANES, job.per_group, top,
+                    rest, root, weight, bias, part * len(kind) * LANES,
+                )  # fmt: skip
+    _store(most, 0, None, largest_square)
+    return _are_exact(square, largest_square, largest, high)
+
+
 @njit(**_PLAIN)
 def _forward_task(
     kind, job, x, out, weight, bias, shifts, sums, squares, high, low, rstd, most, base, band
@@ -521,11 +599,18 @@ def _forward_task(
     first_row, stop_row = _band_start(band, job), _band_start(band + 1, job)
     first_k = _window_row_of(first_row, job)
     for k in range(first_k, _window_row_of(stop_row - 1, job) + 1):
-        _moments_of_row(
-            kind, k, k == first_k, job, x, base, shifts, sums, squares, high, low, rstd, 0, most
-        )
+        _column_sums(kind, k, k == first_k, job, x, base, shifts, sums, squares, most)
         i_begin = max(_first_row_of(k, job), first_row)
         i_end = min(_first_row_of(k + 1, job), stop_row)
+        is_alone = i_end - i_begin == 1
+        if is_alone and _normalize_as_windows_slide(
+            kind, job, x, out, base + i_begin * job.width * job.channels, shifts, sums, squares,
+            most, weight, bias, high,
+        ):  # fmt: skip
+            continue
+        _moments_of_row(
+            kind, k, is_alone, job, x, base, shifts, sums, squares, high, low, rstd, 0, most
+        )
         _normalize_rows(kind, job, x, out, base, high, low, rstd, weight, bias, i_begin, i_end)
 
 
@@ -758,9 +843,10 @@ def _backward_task(
         if stage != FINISH:
             terms_at = terms_base + _terms_of(k, band, job)
             rstd_at = terms_at + 2 * job.width * LANES
+            _column_sums(kind, k, k == first_k, job, x, base, shifts, sums, squares, most)
             _moments_of_row(
-                kind, k, k == first_k, job, x, base, shifts, sums, squares, high, low, terms,
-                rstd_at, most,
+                kind, k, False, job, x, base, shifts, sums, squares, high, low, terms, rstd_at,
+                most,
             )  # fmt: skip
             i_begin = max(_first_row_of(k, job), first_row)
             i_end = min(_first_row_of(k + 1, job), stop_row)
