@@ -6,9 +6,9 @@ vector of groups of one sample, or a band of its rows. If the number of groups i
 ``LANES``, the last vector overlaps the one before: both compute the same for the groups in common.
 
 The channels of the groups are taken apart as they are loaded, into ``planes``: plane ``k`` holds
-channel ``k`` of each group. Groups of 1, 2 and 4 channels are so many planes of one block of memory;
-groups of 8, 16, .. channels are parts of 8 planes, from 8 blocks each. In compiled code ``kind`` is a
-tuple as long as the number of planes; its values do not matter.
+channel ``k`` of each group. Groups of 1, 2 and 4 channels are as many planes of one block of
+memory. Groups of 8, 16 and so on are parts of 8 planes, each part from 8 blocks. In compiled code
+``kind`` is a tuple as long as the number of planes; its values do not matter.
 
 Buffers of a row are ``[cells, LANES]``.
 """
@@ -359,7 +359,7 @@ def _next_window_row(kind, x, base, start, stop, job, shifts, sums, squares):
     for j in range(width):
         at, cell = (j + 1) * LANES, j * channels
         _prefetch(x, new + 2 * line + cell)
-        for part in range(_parts(job)):
+        for _ in range(_parts(job)):
             change, square = _exchanged(kind, x, new + cell, old + cell, job.per_group, twice)
             _store(sums, at, None, _load(sums, at, None) + change)
             _store(squares, at, None, _load(squares, at, None) + square)
@@ -561,7 +561,7 @@ def _normalize_rows(kind, job, x, out, base, high, low, rstd, weight, bias, i_be
 
 @njit(**_INLINE)
 def _first_cell_of(k, job):
-    """First cell of a row that uses the ``k``-th window of the row; ``k = col_count``: the width."""
+    """First cell of a row that uses its window ``k``; for ``k = col_count`` the width."""
     if k == 0:
         return 0
     return job.width if k == job.col_count else job.col_size // 2 + k
@@ -801,7 +801,7 @@ def _finish_row(
         q = q + (_load(q_windows, ends + at, None) - _load(q_windows, at, None))
         r = _load(terms, rstd_at + at, None)
         _gradient_at(kind, job, x, grad, out, row + j * job.channels, r, p, q, shift, weight)
-    if not _total((p - p) + (q - q)) == 0.0:  # a NaN or infinity stays in them
+    if _total((p - p) + (q - q)) != 0.0:  # a NaN or infinity stays in them
         _finish_row_anew(
             kind, job, x, grad, out, row, shift, terms, terms_base, rstd_at, p_windows,
             q_windows, sums, squares, weight, u,
@@ -828,8 +828,8 @@ def _backward_task(
     """The stage of the job for band ``band`` of a vector of groups, at ``base`` in the tensors.
 
     ``weight`` is ``[parts, planes, LANES]``, ``partial`` ``[2, channels]``: gradients of weight and
-    bias. ``terms`` is ``[slots, 3, width, LANES]`` from ``terms_base`` on: P and Q of the windows of
-    a row, r of its cells.
+    bias. ``terms`` is ``[slots, 3, width, LANES]`` from ``terms_base`` on: P and Q of the windows
+    of a row, r of its cells.
     """
     stage = job.stage
     _find_shifts(job, x, base, shifts)
