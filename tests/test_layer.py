@@ -275,7 +275,7 @@ def test_window_covering_the_map_equals_group_layer_and_instance_norm(window, ba
         torch.testing.assert_close(ours, theirs(x), atol=2e-6, rtol=0)
 
 
-# A pair of dtype and group size each: the loops are compiled for every dtype and, up to eight, size.
+# Dtype and group size. The loops are compiled for every dtype and, up to eight, every size.
 CHANNELS_LAST = [
     *((torch.float32, per_group) for per_group in (1, 2, 4, 8, 16)),
     *((dtype, 2) for dtype in (torch.float64, torch.bfloat16, torch.float16)),
