@@ -156,7 +156,16 @@ def best_times(
     return {name: min(values) for name, values in times.items()}
 
 
-def measure_windowed(options: argparse.Namespace, table: "Table") -> None:
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def measure_windowed(
+    options: argparse.Namespace,
+    table: "Table",
+    part: str = "windowed",
+    prepare: Callable[[Tensor], Tensor] = lambda x: x,
+) -> None:
     """The headline: every window is smaller than its map."""
     ratios: dict[str, list[float]] = {"forward": [], "forward+backward": []}
     for what, c, h, w, c_group, windows in WINDOWED:
@@ -165,11 +174,18 @@ def measure_windowed(options: argparse.Namespace, table: "Table") -> None:
                 for mode, found in ratios.items():
                     shape = (batch, c, h, w)
                     seconds = options.seconds / 2
-                    times = best_times(layers(c_group, window), shape, mode != "forward", seconds)
+                    times = best_times(
+                        layers(c_group, window), shape, mode != "forward", seconds, prepare
+                    )
                     found.append(times["lcn"] / times["gn"])
-                    table.add("windowed", what, mode, shape, c_group, window, times)
+                    table.add(part, what, mode, shape, c_group, window, times)
     for mode, found in ratios.items():
-        table.say_mean(f"windowed, {mode}", found)
+        table.say_mean(f"{part}, {mode}", found)
+
+
+def measure_channels_last(options: argparse.Namespace, table: "Table") -> None:
+    """The same in channels-last, both layers."""
+    measure_windowed(options, table, "channels-last", channels_last)
 
 
 def measure_fixed(options: argparse.Namespace, table: "Table") -> None:
@@ -228,7 +244,7 @@ def measure_layouts(options: argparse.Namespace, table: "Table") -> None:
     layouts = {
         "bfloat16": lambda x: x.bfloat16(),
         "float16": lambda x: x.half(),
-        "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last),
+        "channels-last": channels_last,
         "cropped (strided)": cropped,
     }
     for what, prepare in layouts.items():
@@ -459,6 +475,7 @@ def keep_freed_memory() -> None:
 
 PARTS = {
     "windowed": measure_windowed,
+    "channels-last": measure_channels_last,
     "fixed": measure_fixed,
     "shapes": measure_shapes,
     "windows": measure_windows,

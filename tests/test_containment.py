@@ -78,6 +78,34 @@ def test_a_value_stays_within_the_windows_that_hold_it(backend, dtype, value, ru
             assert y[..., hold].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("window", [(3, 5), (2, 30)])
+def test_in_channels_last_it_also_stays_within_its_group(dtype, value, window):
+    """Eight groups are worked on side by side there; one of them has the value."""
+    if dtype == torch.float16 and value == 1e30:
+        value = 6e4
+    x, weight, bias, grad, exact, exact_dx = (
+        tensor.repeat(1, 8, 1, 1) if tensor.dim() == 4 else tensor.repeat(8)
+        for tensor in clean(dtype, window, "centered")
+    )
+    for place in ((0, 0), (6, 9), (12, 18), (3, 0)):
+        spoiled = x.clone()
+        spoiled[0, 5, place[0], place[1]] = value
+        inputs = spoiled.contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = local_context_norm(
+            *(inputs, weight, bias), channels_per_group=2, window=window, eps=EPS, backend="cpu"
+        )
+        (dx,) = torch.autograd.grad(y, inputs, grad)
+        hold, touched = holders(place, window, "centered")
+        for ours, theirs, near in ((y, exact, hold), (dx, exact_dx, touched)):
+            errors = (ours.detach().double() - theirs).abs()
+            errors[:, 4:6, near] = 0
+            assert errors.max() <= TOLERANCE[dtype] * theirs.abs().max(), (place, errors.max())
+        if math.isnan(value):
+            assert y[:, 4:6, hold].isnan().all()
+
+
 @pytest.mark.parametrize("threads", [1, 5])
 def test_a_row_of_values_stays_within_its_windows_in_bands_of_rows_too(threads, monkeypatch):
     """With fewer groups than threads the rows of a group are divided."""

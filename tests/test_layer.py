@@ -1,5 +1,6 @@
 """The layer against witnesses that share no code with the kernels."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -274,12 +275,59 @@ def test_window_covering_the_map_equals_group_layer_and_instance_norm(window, ba
         torch.testing.assert_close(ours, theirs(x), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(2, 48, 7, 19), (1, 18, 5, 40), (3, 64, 8, 8)])
+# Dtype and group size. The loops are compiled for every dtype and, up to eight, every size.
+CHANNELS_LAST = [
+    *((torch.float32, per_group) for per_group in (1, 2, 4, 8, 16)),
+    *((dtype, 2) for dtype in (torch.float64, torch.bfloat16, torch.float16)),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(CHANNELS_LAST),
+    n=st.integers(1, 2),
+    groups=st.integers(8, 19),
+    h=st.integers(1, 14),
+    w=st.integers(1, 14),
+    p=st.integers(1, 16),
+    q=st.integers(1, 16),
+    threads=st.sampled_from([1, 2, 40]),
+)
+def test_channels_last_as_it_lies_equals_reference(
+    kind, n, groups, h, w, p, q, threads, every_thread
+):
+    """Eight groups and more, of sizes that divide or are divided by eight: loops of their own."""
+    every_thread(threads)
+    dtype, per_group = kind
+    x, weight, bias, grad = tensors(n, groups * per_group, h, w, dtype, offset=2.0)
+    options = {"channels_per_group": per_group, "window": (p, q), "eps": 1e-2}
+    expected = outputs(
+        lambda x, *affine: local_context_norm(x, *affine, **options, backend="reference"),
+        x.double(),
+        weight,
+        bias,
+        grad,
+    )
+    x, grad = (in_memory(tensor, "channels_last") for tensor in (x, grad))
+    ours = outputs(
+        lambda x, *affine: local_context_norm(x, *affine, **options, backend="cpu"),
+        x,
+        weight,
+        bias,
+        grad,
+    )
+    assert ours[0].dtype == ours[1].dtype == dtype
+    for tensor in ours[:2]:
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert_same(ours, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 7, 19), (1, 3, 5, 40), (3, 64, 8, 8)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_channels_last_changes_no_bit(dtype, shape):
+def test_channels_last_changes_no_bit_where_it_is_transposed(dtype, shape):
     x, weight, bias, grad = tensors(*shape, dtype, offset=1.0)
-    options = {"channels_per_group": 2, "window": 5, "backend": "cpu"}
-    layer = lambda x, *affine: local_context_norm(x, *affine, **options)  # noqa: E731
+    options = {"channels_per_group": shape[1] // 4 or 3, "window": 5, "rule": "tiled"}
+    layer = functools.partial(local_context_norm, **options, backend="cpu")
     plain = outputs(layer, x, weight, bias, grad)
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     ours = outputs(layer, x, weight, bias, grad)

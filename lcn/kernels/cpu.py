@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..window import WHOLE_MAP, covers_map
-from . import cpu_loops, huge_pages, memory_format_of, reference_kernel, threads
-from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, ROOM, WHOLE
+from . import cpu_channels_last, cpu_loops, huge_pages, memory_format_of, reference_kernel, threads
+from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, LANES, ROOM, WHOLE
 
 # As stored for Numba, and the precision to work in.
 _ELEMENTS: dict[torch.dtype, tuple[Any, Any, torch.dtype]] = {
@@ -36,12 +36,17 @@ _X, _GRAD, _OUT, _WEIGHT, _BIAS, _PARTIAL, _PLANES = (
 
 
 @functools.cache
-def _forward_body(dtype: torch.dtype) -> Any:
+def _forward_body(dtype: torch.dtype, planes: int = 0) -> Any:
+    """Compiled for NCHW, or for groups that are so many planes of a channels-last map."""
+    if planes:
+        return cpu_channels_last.compile_forward(*_ELEMENTS[dtype][:2], planes)
     return cpu_loops.compile_forward(*_ELEMENTS[dtype][:2])
 
 
 @functools.cache
-def _backward_body(dtype: torch.dtype) -> Any:
+def _backward_body(dtype: torch.dtype, planes: int = 0) -> Any:
+    if planes:
+        return cpu_channels_last.compile_backward(*_ELEMENTS[dtype][:2], planes)
     return cpu_loops.compile_backward(*_ELEMENTS[dtype][:2])
 
 
@@ -94,15 +99,17 @@ def _plan(
     rule: str,
     most_threads: int,
     grain: int,
+    lanes: int = 1,
 ) -> _Plan:
-    """For tensors of one shape: x with the first strides, the gradient with the second."""
+    """For tensors of one shape: x with the first strides, the gradient with the second. A task
+    has ``lanes`` groups."""
     view = _as_rows(shape, strides, window, rule)
     if view is not None:
         shape, window = view, (WHOLE_MAP, WHOLE_MAP)
         strides = (_contiguous_strides(shape),) * 2
     n, c, h, w = shape
     workers = min(most_threads, max(n * c * h * w // grain, 1))
-    groups = n * (c // per_group)
+    groups = n * -(-c // (per_group * lanes))
     bands = 1 if groups >= workers else min(-(-workers // max(groups, 1)), h)
     rows, columns = _axis(h, window[0], rule), _axis(w, window[1], rule)
     slots = rows.count - 1 + bands
@@ -131,21 +138,22 @@ def forward(
     """See :func:`lcn.functional.local_context_norm`."""
     if _has_no_loops(x, window, rule):
         return reference_kernel.forward(x, weight, bias, channels_per_group, window, eps, rule)
-    memory_format = memory_format_of(x)
-    x = _rows_contiguous(x)
-    out = huge_pages.empty_like(x, torch.contiguous_format)
+    memory_format, planes = memory_format_of(x), _planes(x, channels_per_group, rule)
+    x = x.contiguous(memory_format=memory_format) if planes else _rows_contiguous(x)
+    out = huge_pages.empty_like(x, memory_format if planes else torch.contiguous_format)
     if not x.numel():
         return out
     strides, workers = x.stride(), torch.get_num_threads()
     plan = _plan(
-        x.shape, (strides, strides), channels_per_group, window, eps, rule, workers, _GRAIN
-    )
+        x.shape, (strides, strides), channels_per_group, window, eps, rule, workers, _GRAIN,
+        LANES if planes else 1,
+    )  # fmt: skip
     weight, bias = _vector(weight, x, 1.0), _vector(bias, x, 0.0)
     job = plan.job[:]
     job[_X], job[_OUT] = x.data_ptr(), out.data_ptr()
     job[_WEIGHT], job[_BIAS] = weight.data_ptr(), bias.data_ptr()
-    plan.run(_forward_body(x.dtype), job, WHOLE)
-    return _in_memory_format(out, memory_format)
+    plan.run(_forward_body(x.dtype, planes), job, WHOLE)
+    return out if planes else _in_memory_format(out, memory_format)
 
 
 def backward(
@@ -160,33 +168,52 @@ def backward(
     """Gradients of input, weight and bias (these two float64 ``[C]``)."""
     if _has_no_loops(x, window, rule):
         return reference_kernel.backward(grad, x, weight, channels_per_group, window, eps, rule)
-    memory_format = memory_format_of(x)
-    x, grad = _rows_contiguous(x), _rows_contiguous(grad)
-    out = huge_pages.empty_like(x, torch.contiguous_format)
+    memory_format, planes = memory_format_of(x), _planes(x, channels_per_group, rule)
+    if planes:
+        x, grad = (tensor.contiguous(memory_format=memory_format) for tensor in (x, grad))
+    else:
+        x, grad = _rows_contiguous(x), _rows_contiguous(grad)
+    out = huge_pages.empty_like(x, memory_format if planes else torch.contiguous_format)
     n, c = x.shape[:2]
     if not x.numel():
         zeros = torch.zeros(2, c, dtype=torch.float64)
         return out, zeros[0], zeros[1]
     strides, workers = (x.stride(), grad.stride()), torch.get_num_threads()
-    plan = _plan(x.shape, strides, channels_per_group, window, eps, rule, workers, _GRAIN)
+    plan = _plan(
+        x.shape, strides, channels_per_group, window, eps, rule, workers, _GRAIN,
+        LANES if planes else 1,
+    )  # fmt: skip
     partial = torch.empty(plan.bands, n, 2, c, dtype=torch.float64)
     weight = _vector(weight, x, 1.0)
     job = plan.job[:]
     job[_X], job[_GRAD], job[_OUT] = x.data_ptr(), grad.data_ptr(), out.data_ptr()
     job[_WEIGHT], job[_PARTIAL] = weight.data_ptr(), partial.data_ptr()
-    body = _backward_body(x.dtype)
+    body = _backward_body(x.dtype, planes)
     if rule == "released":
         plan.run(body, job, DETACHED)
     elif plan.bands == 1:
         plan.run(body, job, WHOLE)
     else:
         width = x.shape[3] if plan.view is None else plan.view[3]
-        planes = torch.empty(plan.groups, plan.slots, 3, width + ROOM, dtype=weight.dtype)
-        job[_PLANES] = planes.data_ptr()
+        line = width * LANES if planes else width + ROOM
+        terms = torch.empty(plan.groups, plan.slots, 3, line, dtype=weight.dtype)
+        job[_PLANES] = terms.data_ptr()
         plan.run(body, job, FOLD)
         plan.run(body, job, FINISH)
     sums = partial[0, 0] if plan.bands * n == 1 else partial.sum(dim=(0, 1))
-    return _in_memory_format(out, memory_format), sums[0], sums[1]
+    return out if planes else _in_memory_format(out, memory_format), sums[0], sums[1]
+
+
+def _planes(x: Tensor, channels_per_group: int, rule: str) -> int:
+    """As how many planes the loops for channels-last maps take the groups; 0: those for NCHW run,
+    on a copy if need be."""
+    if rule != "centered" or memory_format_of(x) != torch.channels_last:
+        return 0
+    if x.shape[1] < LANES * channels_per_group:
+        return 0
+    if channels_per_group in (1, 2, 4):
+        return channels_per_group
+    return 0 if channels_per_group % LANES else LANES
 
 
 def _has_no_loops(x: Tensor, window: tuple[int, int], rule: str) -> bool:

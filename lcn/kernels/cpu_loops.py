@@ -353,25 +353,30 @@ def _store_stored(typing_context, array, j, value):
     return types.none(array, types.int64, value), codegen
 
 
+def _transposed_vectors(builder, vectors):
+    vectors = list(vectors)
+    step = 1
+    while step < LANES:  # exchange the off-diagonal blocks of step x step
+        upper, lower = [], []
+        for lane in range(LANES):
+            swapped = lane & step
+            upper.append(LANES + lane - step if swapped else lane)
+            lower.append(LANES + lane if swapped else lane + step)
+        for i in range(LANES):
+            if not i & step:
+                a, b = vectors[i], vectors[i + step]
+                vectors[i] = builder.shuffle_vector(a, b, _constant(_I32, upper))
+                vectors[i + step] = builder.shuffle_vector(a, b, _constant(_I32, lower))
+        step *= 2
+    return vectors
+
+
 @intrinsic
 def _transposed(typing_context, rows):
     """Eight vectors, the rows of a matrix, to the vectors of its columns."""
 
     def codegen(context, builder, signature, args):
-        vectors = cgutils.unpack_tuple(builder, args[0], LANES)
-        step = 1
-        while step < LANES:  # exchange the off-diagonal blocks of step x step
-            upper, lower = [], []
-            for lane in range(LANES):
-                swapped = lane & step
-                upper.append(LANES + lane - step if swapped else lane)
-                lower.append(LANES + lane if swapped else lane + step)
-            for i in range(LANES):
-                if not i & step:
-                    a, b = vectors[i], vectors[i + step]
-                    vectors[i] = builder.shuffle_vector(a, b, _constant(_I32, upper))
-                    vectors[i + step] = builder.shuffle_vector(a, b, _constant(_I32, lower))
-            step *= 2
+        vectors = _transposed_vectors(builder, cgutils.unpack_tuple(builder, args[0], LANES))
         return context.make_tuple(builder, signature.return_type, vectors)
 
     return rows(rows), codegen
