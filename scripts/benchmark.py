@@ -116,7 +116,7 @@ def algorithm1(
     return normed * weight.reshape(1, c, 1, 1) + bias.reshape(1, c, 1, 1)
 
 
-def layers(c_group: int, window: int | str) -> dict[str, Function]:
+def layers(c_group: int, window: int | str | tuple[Tensor, ...]) -> dict[str, Function]:
     return {
         "gn": lambda x, weight, bias: F.group_norm(x, x.shape[1] // c_group, weight, bias),
         "lcn": lambda x, weight, bias: local_context_norm(
@@ -223,6 +223,38 @@ def measure_windows(options: argparse.Namespace, table: "Table") -> None:
             table.add("windows", f"window {window}", mode, shape, 2, window, row)
         ours = [times[str(window)] for window in WINDOWS if window != "all"]
         table.say(f"windows 3 to 255, {mode}: slowest over fastest {max(ours) / min(ours):.2f}")
+
+
+def measure_per_point(options: argparse.Namespace, table: "Table") -> None:
+    """A window per point beside one window for all: smaller towards the border, and at random."""
+    ratios: dict[str, list[float]] = {}
+    for what, c, h, w, c_group, windows in WINDOWED:
+        for window in (windows[0], windows[-1]):
+            rows, columns = torch.arange(h)[:, None], torch.arange(w)
+            to_border = torch.minimum(
+                torch.minimum(rows, h - 1 - rows), torch.minimum(columns, w - 1 - columns)
+            )
+            side = (2 * to_border + 1).clamp(max=window)
+            chosen = {
+                "border": (side, side),
+                "random": tuple(torch.randint(1, 2 * window, (h, w)) for _ in range(2)),
+            }
+            functions = layers(c_group, window)
+            functions |= {name: layers(c_group, pair)["lcn"] for name, pair in chosen.items()}
+            shape = (options.batch or 1, c, h, w)
+            for mode in ("forward", "forward+backward"):
+                times = best_times(functions, shape, mode != "forward", options.seconds / 2)
+                table.add("per-point", what, mode, shape, c_group, window, times)
+                for name in chosen:
+                    ratio = times[name] / times["lcn"]
+                    ratios.setdefault(f"{name}, {mode}", []).append(ratio)
+                    print(f"{'':36} {name}: {ratio:.2f} of one window for all", flush=True)
+    for name, found in ratios.items():
+        mean = math.exp(statistics.fmean(map(math.log, found)))
+        table.say(
+            f"a window per point, {name}: geometric mean {mean:.2f}, worst {max(found):.2f} of "
+            "the time of one window for all"
+        )
 
 
 def measure_algorithm1(options: argparse.Namespace, table: "Table") -> None:
@@ -479,6 +511,7 @@ PARTS = {
     "fixed": measure_fixed,
     "shapes": measure_shapes,
     "windows": measure_windows,
+    "per-point": measure_per_point,
     "algorithm1": measure_algorithm1,
     "layouts": measure_layouts,
     "memory": measure_memory,

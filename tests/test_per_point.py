@@ -158,9 +158,8 @@ def test_derivatives_of_derivatives_and_transforms():
             jvp(ours, tuple(given), tangents), jvp(witness, tuple(given), tangents)
         )
         batch = torch.stack([x, 2 * x])
-        torch.testing.assert_close(
-            vmap(ours, (0, None, None))(batch, weight, bias), torch.stack([ours(b, weight, bias) for b in batch])
-        )  # fmt: skip
+        one_by_one = torch.stack([ours(sample, weight, bias) for sample in batch])
+        torch.testing.assert_close(vmap(ours, (0, None, None))(batch, weight, bias), one_by_one)
     per_sample = vmap(grad(lambda s: ours(s[None], weight, bias).pow(3).sum()))(x)
     together = grad(lambda x: ours(x, weight, bias).pow(3).sum())(x)
     torch.testing.assert_close(per_sample, together)

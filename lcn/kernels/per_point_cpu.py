@@ -13,12 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import per_point_reference, table_loops, threads
+from . import huge_pages, per_point_reference, table_loops, threads
 from .table_loops import JOB_FIELDS
 
 # The whole sum of squares over that of a window, beyond which rounding would show.
 _LIMITS = {torch.float32: 3e10, torch.float64: 1e8}
 _ELEMENTS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+@functools.cache
+def _corners_body() -> Any:
+    return table_loops.compile_corners()
 
 
 @functools.cache
@@ -42,13 +47,17 @@ def vector(given: Tensor | None, x: Tensor, default: float) -> Tensor:
     return given.detach().to(working_dtype(x)).contiguous()
 
 
-def _corners(p: Tensor, q: Tensor, height: int, width: int) -> Tensor:
+def _corners(p: Tensor, q: Tensor) -> Tensor:
     """``[1 or N, H, W, 3]`` in uint32 (as int32): upper left corner in the table, p, q."""
-    top, rows = per_point_reference.bounds(p, height, -2)
-    left, columns = per_point_reference.bounds(q, width, -1)
-    corner = top * (width + 1) + left
-    parts = torch.broadcast_tensors(corner, rows, columns)
-    return torch.stack(parts, dim=-1).to(torch.int32).reshape(-1, height, width, 3)
+    h, w = p.shape[-2:]
+    samples = max(p.numel(), q.numel()) // (h * w)
+    p, q = (side.to(torch.int64).expand(samples, h, w).contiguous() for side in (p, q))
+    corners = torch.empty(samples, h, w, 3, dtype=torch.int32)
+    fields = {"x_ptr": p.data_ptr(), "grad_ptr": q.data_ptr(), "corners_ptr": corners.data_ptr()}
+    fields |= {"samples": samples, "height": h, "width": w}
+    job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
+    threads.run(_corners_body(), job.buffer_info()[0], samples)
+    return corners
 
 
 def _run(body: Any, x: Tensor, corners: Tensor, channels_per_group: int, eps: float, **given: Any):  # type: ignore[no-untyped-def]
@@ -88,10 +97,10 @@ def forward(
     """See :func:`lcn.functional.local_context_norm`."""
     values = x.to(working_dtype(x)).contiguous()
     weight, bias = vector(weight, x, 1.0), vector(bias, x, 0.0)
-    out = torch.empty_like(values)
+    out = huge_pages.empty_like(values, torch.contiguous_format)
     if not x.numel():
         return out.to(x.dtype)
-    corners = _corners(p, q, *x.shape[2:])
+    corners = _corners(p, q)
     given_up = _run(
         _forward_body(values.dtype), values, corners, channels_per_group, eps,
         weight=weight, bias=bias, out=out,
@@ -128,10 +137,11 @@ def backward(
     values, grad = x.to(dtype).contiguous(), grad.to(dtype).contiguous()
     weight = vector(weight, x, 1.0)
     n, c = x.shape[:2]
-    out, partial = torch.empty_like(values), torch.zeros(n, 2, c, dtype=torch.float64)
+    out = huge_pages.empty_like(values, torch.contiguous_format)
+    partial = torch.zeros(n, 2, c, dtype=torch.float64)
     if not x.numel():
         return out.to(x.dtype), partial.sum(dim=0)[0], partial.sum(dim=0)[1]
-    corners = _corners(p, q, *x.shape[2:])
+    corners = _corners(p, q)
     given_up = _run(
         _backward_body(dtype), values, corners, channels_per_group, eps,
         weight=weight, grad=grad, out=out, partial=partial,
@@ -148,7 +158,7 @@ def backward(
             )  # fmt: skip
 
         planes = _planes(values, channels_per_group)[given_up].double()
-        normed, vjp = torch.func.vjp(normalize, planes)
+        normed, vjp = torch.func.vjp(normalize, planes)[:2]
         _planes(out, channels_per_group)[given_up] = vjp(of_planes * scale)[0].to(dtype)
         sums = torch.stack(((of_planes * normed).sum((2, 3)), of_planes.sum((2, 3))), dim=1)
         by_plane = partial.reshape(n, 2, groups, -1)

@@ -112,9 +112,9 @@ def _shift_of(job, x, base):
 
 
 @njit(**_PLAIN)
-def _add_row(x, at, cells, shift, sums, squares):
+def _add_row(x, cells, shift, sums, squares):
     for j in range(cells):
-        value = np.float64(x[at + j]) - shift
+        value = np.float64(x[j]) - shift
         sums[j] += value
         squares[j] += value * value
 
@@ -129,26 +129,27 @@ def _build_table(job, x, base, shift, table, sums, squares):
         sums[:w] = 0.0
         squares[:w] = 0.0
         for c in range(job.per_group):
-            _add_row(x, base + (c * h + i) * w, w, shift, sums, squares)
-        above = i * line
-        here = above + line
+            at = base + (c * h + i) * w
+            _add_row(x[at : at + w], w, shift, sums, squares)
+        here = (i + 1) * line
         table[here] = 0.0
         table[here + 1] = 0.0
+        above, row = table[here - line + 2 : here], table[here + 2 : here + line]
         total, total_square = 0.0, 0.0
         for j in range(w):
             total += sums[j]
             total_square += squares[j]
-            table[here + 2 * j + 2] = table[above + 2 * j + 2] + total
-            table[here + 2 * j + 3] = table[above + 2 * j + 3] + total_square
+            row[2 * j] = above[2 * j] + total
+            row[2 * j + 1] = above[2 * j + 1] + total_square
     return table[(h + 1) * line - 1]
 
 
 @njit(**_PLAIN)
-def _window_sums(table_at, corners, at, cells, line, by_p, by_q, pairs_at, share):
+def _window_sums(table_at, corners, cells, line, by_p, by_q, pairs_at, share):
     """Sums over the windows of a row of cells as pairs, and one over their numbers of values."""
     for j in range(cells):
-        corner = np.int64(corners[3 * (at + j)])
-        p, q = corners[3 * (at + j) + 1], corners[3 * (at + j) + 2]
+        corner = np.int64(corners[3 * j])
+        p, q = corners[3 * j + 1], corners[3 * j + 2]
         _corner_difference(
             table_at + 16 * corner, 8 * line * np.int64(p), 16 * np.int64(q), pairs_at + 16 * j
         )
@@ -170,15 +171,15 @@ def _moments(pairs, share, cells, total, eps, limit, mean, rstd):
 
 
 @njit(**_PLAIN)
-def _moments_again(job, x, base, shift, corners, at, total, share, mean, rstd):
+def _moments_again(job, x, base, shift, corners, total, share, mean, rstd):
     """Where digits were lost; False if a window is too large for that."""
     h, w = job.height, job.width
     for j in range(w):
         variance = 1.0 / (np.float64(rstd[j]) * np.float64(rstd[j]))
         if not total * share[j] > 0.99 * job.limit * variance:
             continue
-        corner = np.int64(corners[3 * (at + j)])
-        p, q = np.int64(corners[3 * (at + j) + 1]), np.int64(corners[3 * (at + j) + 2])
+        corner = np.int64(corners[3 * j])
+        p, q = np.int64(corners[3 * j + 1]), np.int64(corners[3 * j + 2])
         if p * q > _SMALL_WINDOW:
             return False
         top, left = corner // (w + 1), corner % (w + 1)
@@ -200,25 +201,25 @@ def _moments_again(job, x, base, shift, corners, at, total, share, mean, rstd):
 
 
 @njit(**_PLAIN)
-def _normalize_row(x, at, cells, shift, mean, rstd, weight, bias, out):
+def _normalize_row(x, cells, shift, mean, rstd, weight, bias, out):
     for j in range(cells):
-        centered = rstd.dtype.type((np.float64(x[at + j]) - shift) - mean[j])
-        out[at + j] = centered * rstd[j] * weight + bias
+        centered = rstd.dtype.type((np.float64(x[j]) - shift) - mean[j])
+        out[j] = centered * rstd[j] * weight + bias
 
 
 # ---------------------------------------------------------------- gradients
 
 
 @njit(**_REDUCTION)
-def _products_of_row(x, grad, at, cells, shift, mean, rstd, weight, a, b):
+def _products_of_row(x, grad, cells, shift, mean, rstd, weight, a, b):
     """Adds a channel's gradient, and its product with what was normalized, to ``a`` and ``b``.
 
     Returns the channel's share of the gradients of weight and bias.
     """
     of_weight, of_bias = 0.0, 0.0
     for j in range(cells):
-        g = np.float64(grad[at + j])
-        product = g * (((np.float64(x[at + j]) - shift) - mean[j]) * np.float64(rstd[j]))
+        g = np.float64(grad[j])
+        product = g * (((np.float64(x[j]) - shift) - mean[j]) * np.float64(rstd[j]))
         of_weight += product
         of_bias += g
         a[j] += g * weight
@@ -244,32 +245,32 @@ def _terms(a, b, share, mean, rstd, cells, pairs):
 
 
 @njit(**_PLAIN)
-def _scatter(table_at, corners, at, cells, line, pairs_at):
+def _scatter(table_at, corners, cells, line, pairs_at):
     for j in range(cells):
-        corner = np.int64(corners[3 * (at + j)])
-        p, q = corners[3 * (at + j) + 1], corners[3 * (at + j) + 2]
+        corner = np.int64(corners[3 * j])
+        p, q = corners[3 * j + 1], corners[3 * j + 2]
         _add_to_corners(
             table_at + 16 * corner, 8 * line * np.int64(p), 16 * np.int64(q), pairs_at + 16 * j
         )
 
 
 @njit(**_PLAIN)
-def _spread_row(table, at, cells, column_0, column_1):
+def _spread_row(row, cells, column_0, column_1):
     """Running sums along a row of the table, added to those down the columns."""
     first, second = 0.0, 0.0
     for j in range(cells):
-        first += table[at + 2 * j]
-        second += table[at + 2 * j + 1]
+        first += row[2 * j]
+        second += row[2 * j + 1]
         column_0[j] += first
         column_1[j] += second
 
 
 @njit(**_PLAIN)
-def _input_gradient_row(x, grad, at, cells, shift, rstd, weight, column_0, column_1, out):
+def _input_gradient_row(x, grad, cells, shift, rstd, weight, column_0, column_1, out):
     for j in range(cells):
-        own = np.float64(grad[at + j]) * weight * np.float64(rstd[j])
-        value = np.float64(x[at + j]) - shift
-        out[at + j] = out.dtype.type(own - (column_0[j] + column_1[j] * value))
+        own = np.float64(grad[j]) * weight * np.float64(rstd[j])
+        value = np.float64(x[j]) - shift
+        out[j] = out.dtype.type(own - (column_0[j] + column_1[j] * value))
 
 
 # ---------------------------------------------------------------- a window per point
@@ -277,15 +278,14 @@ def _input_gradient_row(x, grad, at, cells, shift, rstd, weight, column_0, colum
 
 @njit(**_PLAIN)
 def _statistics_of_row(
-    job, x, base, shift, i, table_at, corners, first, total, by_p, by_q, pairs, share, mean, rstd
+    job, x, base, shift, table_at, corners, total, by_p, by_q, pairs, share, mean, rstd
 ):
-    """``mean`` and ``rstd`` of row ``i``; False if plain PyTorch has to do this plane."""
+    """``mean`` and ``rstd`` of a row; False if plain PyTorch has to do this plane."""
     w = job.width
-    at = first + i * w
-    _window_sums(table_at, corners, at, w, 2 * (w + 1), by_p, by_q, pairs.ctypes.data, share)
+    _window_sums(table_at, corners, w, 2 * (w + 1), by_p, by_q, pairs.ctypes.data, share)
     if _moments(pairs, share, w, total, job.eps, job.limit, mean, rstd) == 0:
         return True
-    return _moments_again(job, x, base, shift, corners, at, total, share, mean, rstd)
+    return _moments_again(job, x, base, shift, corners, total, share, mean, rstd)
 
 
 @njit(**_PLAIN)
@@ -299,14 +299,17 @@ def _forward_plane(
     if not total < np.inf:
         return False
     for i in range(h):
+        row = corners[3 * (first + i * w) : 3 * (first + i * w + w)]
         if not _statistics_of_row(
-            job, x, base, shift, i, table.ctypes.data, corners, first, total, by_p, by_q, pairs,
+            job, x, base, shift, table.ctypes.data, row, total, by_p, by_q, pairs,
             share, mean, rstd,
         ):  # fmt: skip
             return False
         for c in range(job.per_group):
             at = base + (c * h + i) * w
-            _normalize_row(x, at, w, shift, mean, rstd, weight[c], bias[c], out)
+            _normalize_row(
+                x[at : at + w], w, shift, mean, rstd, weight[c], bias[c], out[at : at + w]
+            )
     return True
 
 
@@ -323,8 +326,9 @@ def _backward_plane(
     least, most = rstds.dtype.type(np.inf), rstds.dtype.type(0.0)
     for i in range(h):
         mean, rstd = means[i * w : i * w + w], rstds[i * w : i * w + w]
+        row = corners[3 * (first + i * w) : 3 * (first + i * w + w)]
         if not _statistics_of_row(
-            job, x, base, shift, i, table.ctypes.data, corners, first, total, by_p, by_q, pairs,
+            job, x, base, shift, table.ctypes.data, row, total, by_p, by_q, pairs,
             share, mean, rstd,
         ):  # fmt: skip
             return False
@@ -342,15 +346,15 @@ def _backward_plane(
         for c in range(job.per_group):
             at = base + (c * h + i) * w
             of_weight, of_bias = _products_of_row(
-                x, grad, at, w, shift, mean, rstd, np.float64(weight[c]), a, b
+                x[at : at + w], grad[at : at + w], w, shift, mean, rstd, np.float64(weight[c]), a, b
             )
             partial[0, c] += of_weight
             partial[1, c] += of_bias
-        at = first + i * w
+        row = corners[3 * (first + i * w) : 3 * (first + i * w + w)]
         for j in range(w):
-            share[j] = by_p[corners[3 * (at + j) + 1]] * by_q[corners[3 * (at + j) + 2]]
+            share[j] = by_p[row[3 * j + 1]] * by_q[row[3 * j + 2]]
         _terms(a, b, share, mean, rstd, w, pairs)
-        _scatter(table.ctypes.data, corners, at, w, 2 * (w + 1), pairs.ctypes.data)
+        _scatter(table.ctypes.data, row, w, 2 * (w + 1), pairs.ctypes.data)
     _spread_plane(job, x, grad, base, shift, weight, table, rstds, sums, squares, out)
     total = 0.0
     for c in range(job.per_group):
@@ -365,12 +369,16 @@ def _spread_plane(job, x, grad, base, shift, weight, table, rstds, column_0, col
     column_0[:w] = 0.0
     column_1[:w] = 0.0
     for i in range(h):
-        _spread_row(table, i * 2 * (w + 1), w, column_0, column_1)
+        start = i * 2 * (w + 1)
+        _spread_row(table[start : start + 2 * w], w, column_0, column_1)
         rstd = rstds[i * w : i * w + w]
         for c in range(job.per_group):
             at = base + (c * h + i) * w
             scale = np.float64(weight[c])
-            _input_gradient_row(x, grad, at, w, shift, rstd, scale, column_0, column_1, out)
+            _input_gradient_row(
+                x[at : at + w], grad[at : at + w], w, shift, rstd, scale, column_0, column_1,
+                out[at : at + w],
+            )  # fmt: skip
 
 
 @njit(error_model="numpy", forceinline=True)
@@ -380,6 +388,39 @@ def _shares(size, factor):
     for k in range(1, size + 1):
         shares[k] = factor / k
     return shares
+
+
+@njit(**_INLINE)
+def _corners_of_row(p, q, i, h, w, corners):
+    for j in range(w):
+        rows, columns = min(p[j], h), min(q[j], w)
+        top = min(max(i - rows // 2, 0), h - rows)
+        left = min(max(j - columns // 2, 0), w - columns)
+        corners[3 * j] = top * (w + 1) + left
+        corners[3 * j + 1] = rows
+        corners[3 * j + 2] = columns
+
+
+def compile_corners() -> Any:
+    """Corners from p and q, int64 ``[samples, height, width]`` at ``x_ptr`` and ``grad_ptr``."""
+
+    def body(address):
+        job = carray(address, 1, JOB)[0]
+        h, w = job.height, job.width
+        p = carray(_pointer(job.x_ptr), _MANY, np.int64)
+        q = carray(_pointer(job.grad_ptr), _MANY, np.int64)
+        corners = carray(_pointer(job.corners_ptr), _MANY, np.uint32)
+        while True:
+            task = _take_task(address)
+            if task >= job.samples:
+                return
+            for i in range(h):
+                at = (task * h + i) * w
+                _corners_of_row(
+                    p[at : at + w], q[at : at + w], i, h, w, corners[3 * at : 3 * (at + w)]
+                )
+
+    return _compiled(body)
 
 
 def compile_forward(element: Any) -> Any:
