@@ -17,8 +17,8 @@ from . import huge_pages, per_point_reference, table_loops, threads
 from .table_loops import JOB_FIELDS
 
 # The whole sum of squares over that of a window, beyond which rounding would show.
-_LIMITS = {torch.float32: 3e10, torch.float64: 1e8}
-_ELEMENTS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+LIMITS = {torch.float32: 3e10, torch.float64: 1e8}
+ELEMENTS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @functools.cache
@@ -28,12 +28,12 @@ def _corners_body() -> Any:
 
 @functools.cache
 def _forward_body(dtype: torch.dtype) -> Any:
-    return table_loops.compile_forward(_ELEMENTS[dtype])
+    return table_loops.compile_forward(ELEMENTS[dtype])
 
 
 @functools.cache
 def _backward_body(dtype: torch.dtype) -> Any:
-    return table_loops.compile_backward(_ELEMENTS[dtype])
+    return table_loops.compile_backward(ELEMENTS[dtype])
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -71,13 +71,13 @@ def _run(body: Any, x: Tensor, corners: Tensor, channels_per_group: int, eps: fl
     fields |= {"samples": n, "channels": c, "height": h, "width": w}
     fields |= {"per_group": channels_per_group}
     job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
-    for name, value in (("eps", eps), ("limit", _LIMITS[x.dtype])):
+    for name, value in (("eps", eps), ("limit", LIMITS[x.dtype])):
         struct.pack_into("d", job, 8 * JOB_FIELDS.index(name), value)
     threads.run(body, job.buffer_info()[0], tasks)
     return flags.nonzero()[:, 0]
 
 
-def _planes(x: Tensor, channels_per_group: int) -> Tensor:
+def planes_of(x: Tensor, channels_per_group: int) -> Tensor:
     return x.reshape(-1, channels_per_group, *x.shape[2:])
 
 
@@ -109,7 +109,7 @@ def forward(
         groups = x.shape[1] // channels_per_group
         normed = _normalized(values, p, q, channels_per_group, eps, given_up)
         scale, offset = (v.reshape(groups, -1, 1, 1)[given_up % groups] for v in (weight, bias))
-        _planes(out, channels_per_group)[given_up] = normed * scale + offset
+        planes_of(out, channels_per_group)[given_up] = normed * scale + offset
     return out.to(x.dtype)
 
 
@@ -118,7 +118,7 @@ def _normalized(
 ) -> Tensor:
     groups = x.shape[1] // channels_per_group
     return per_point_reference.local_context_norm(
-        _planes(x, channels_per_group)[which], None, None,
+        planes_of(x, channels_per_group)[which], None, None,
         _of_planes(p, which, groups), _of_planes(q, which, groups), channels_per_group, eps,
     )  # fmt: skip
 
@@ -149,7 +149,7 @@ def backward(
     if len(given_up):
         groups = c // channels_per_group
         scale = weight.reshape(groups, -1, 1, 1)[given_up % groups].double()
-        of_planes = _planes(grad, channels_per_group)[given_up].double()
+        of_planes = planes_of(grad, channels_per_group)[given_up].double()
 
         def normalize(planes: Tensor) -> Tensor:
             return per_point_reference.local_context_norm(
@@ -157,9 +157,9 @@ def backward(
                 _of_planes(q, given_up, groups), channels_per_group, eps,
             )  # fmt: skip
 
-        planes = _planes(values, channels_per_group)[given_up].double()
+        planes = planes_of(values, channels_per_group)[given_up].double()
         normed, vjp = torch.func.vjp(normalize, planes)[:2]
-        _planes(out, channels_per_group)[given_up] = vjp(of_planes * scale)[0].to(dtype)
+        planes_of(out, channels_per_group)[given_up] = vjp(of_planes * scale)[0].to(dtype)
         sums = torch.stack(((of_planes * normed).sum((2, 3)), of_planes.sum((2, 3))), dim=1)
         by_plane = partial.reshape(n, 2, groups, -1)
         by_plane[given_up // groups, :, given_up % groups] = sums

@@ -1,7 +1,7 @@
 """Numba loops on summed-area tables: windows of a size of their own at each point.
 
 One task is one group of one sample. Its table holds, for every corner between cells, the sum of
-``x - shift`` and of its square over all that lies above and left of it, side by side in float64; the
+``x - shift`` and of its square over all that lies above and left of it, as a pair of float64; the
 sums over any window are four of these pairs. The backward adds what each window contributes to the
 same four corners, and running sums over both axes spread it over the window.
 
