@@ -202,9 +202,7 @@ def _row(name: str, layer: nn.Module, sizes: dict[str, tuple[int, int]]) -> Audi
         if height is not None and width is not None:
             most = layer.real_windows().detach()
             windowed = bool(((most[:, 0] < height) | (most[:, 1] < width)).any())
-    elif isinstance(
-        layer, (LocalContextNorm, PositionalNorm, LocalResponseNorm, LocalContrastNorm)
-    ):
+    elif isinstance(layer, fixed):
         whole = layer.window == (WHOLE_MAP, WHOLE_MAP)
         window = "all" if whole else layer.window
         if height is not None and width is not None:

@@ -338,6 +338,7 @@ def measure_step(options: argparse.Namespace, table: "Table") -> None:
     for name, norm in (
         ("gn", {"name": "gn", "groups": 8}),
         ("lcn", {"name": "lcn", "c_group": 2, "window": 227}),
+        ("learned", {"name": "lcn_learned", "c_group": 2, "window": 226.5}),
     ):
         torch.manual_seed(0)
         model = convert_norm(hrnetv2("hrnetv2_w18_small_v1", num_classes=19), norm)
@@ -355,6 +356,7 @@ def measure_step(options: argparse.Namespace, table: "Table") -> None:
     best = {name: min(values[1:]) for name, values in times.items()}
     table.add("step", "HRNetV2-W18-Small-v1", "training", tuple(images.shape), 2, 227, best)
     table.say(f"training step: lcn over gn {best['lcn'] / best['gn']:.2f}")
+    table.say(f"training step: learned windows over lcn {best['learned'] / best['lcn']:.2f}")
 
 
 START = """

@@ -50,12 +50,14 @@ class Record:
         config: its configuration, plain dicts and lists.
         metrics: the columns of ``metrics.csv``: a number per epoch, None where there is none.
         windowed: norm layers that see a window, and all, by phase; empty without an ``audit.csv``.
+        windows: windows that are learned, by layer: (epoch, p, q); empty for other norms.
     """
 
     directory: Path
     config: dict[str, Any]
     metrics: dict[str, list[float | None]] = field(default_factory=dict)
     windowed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    windows: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -199,10 +201,13 @@ def read_run(directory: Path) -> Record:
     result = read_result(directory)
     config = read_config(directory)
     metrics, windowed = read_metrics(directory), read_audit(directory)
+    windows = read_windows(directory)
     if result is None:
-        return Record(directory, config, metrics, windowed)
+        return Record(directory, config, metrics, windowed, windows)
     path = directory / "result.json"
-    run = FinishedRun(directory, config, metrics, windowed, result, path.stat().st_mtime_ns)
+    run = FinishedRun(
+        directory, config, metrics, windowed, windows, result, path.stat().st_mtime_ns
+    )
     for key in ("task", "model", "data", "seed"):
         if result[key] != getattr(run, key):
             damaged(path, f"{key} is {result[key]}, and {getattr(run, key)} in config.yaml")
@@ -306,6 +311,27 @@ def read_audit(directory: Path) -> dict[str, tuple[int, int]]:
         phase: (seen[phase, True], seen[phase, True] + seen[phase, False])
         for phase in dict.fromkeys(phase for phase, _ in seen)
     }
+
+
+def read_windows(directory: Path) -> dict[str, list[tuple[float, float, float]]]:
+    """Learned windows by layer: (epoch, p, q), from ``windows.csv``; empty without one.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = directory / "windows.csv"
+    if not path.exists():
+        return {}
+    columns, lines = read_csv(path)
+    if columns != ["epoch", "layer", "p", "q"]:
+        damaged(path, "its columns are not epoch, layer, p, q")
+    windows: dict[str, list[tuple[float, float, float]]] = {}
+    try:
+        for epoch, layer, p, q in lines:
+            windows.setdefault(layer, []).append((float(epoch), float(p), float(q)))
+    except ValueError as error:
+        damaged(path, error)
+    return windows
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
