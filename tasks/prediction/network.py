@@ -1,7 +1,7 @@
 """A trained network, ready to be used: out of a run's directory or an export.
 
-    network = load_network("runs/inria/unet-bn-mini-seed0-1a2b3c4d")
-    classes = predict(network, image)          # uint8 [H, W, bands] to uint8 [H, W]
+network = load_network("runs/inria/unet-bn-mini-seed0-1a2b3c4d")
+classes = predict(network, image)          # uint8 [H, W, bands] to uint8 [H, W]
 """
 
 import math
@@ -25,6 +25,7 @@ from lcn.audit import Audit
 from tasks.errors import InputError
 from tasks.models import build_model, scaled_norm
 from tasks.models.checkpoint import load_weights
+from tasks.prediction.masked import statistics_of
 from tasks.prediction.tiling import Pair, Tile, Tiling, core_of, round_up
 from tasks.protocol import TaskFacts, norm_label, task_facts
 from tasks.runs.record import FinishedRun, Record, read_run
@@ -369,18 +370,28 @@ def predict_tile(
     tile: Tile,
     probabilities: bool = False,
     scale: float | None = None,
+    valid: np.ndarray | None = None,
 ) -> np.ndarray:
     """The result in a tile's core.
 
     Args:
         part: what the image has of the tile's window, [h, w, bands]; padded here to the window.
+        valid: which pixels of it have data, bool [h, w]; None: all. The others are 0 in the
+            network's input, the mean of the training images, and take no part in the statistics of
+            the norm layers.
     """
     missing = (tile.window.height - part.shape[0], tile.window.width - part.shape[1])
-    padded = np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+    padding = ((0, missing[0]), (0, missing[1]))
+    padded = np.pad(part, (*padding, (0, 0)), mode="edge")
     with torch.inference_mode():
-        logits = network(network.prepare(padded, scale)[None])[
-            (slice(None), slice(None), *core_of(tile.window, tile.core))
-        ]
+        images = network.prepare(padded, scale)[None]
+        if valid is None:
+            logits = network(images)
+        else:
+            known = torch.from_numpy(np.pad(valid, padding, mode="edge")).to(network.device)
+            with statistics_of(network, known):
+                logits = network(images.masked_fill(~known, 0.0))
+        logits = logits[(slice(None), slice(None), *core_of(tile.window, tile.core))]
         found = network.probabilities(logits) if probabilities else network.decide(logits)
         return found[0].cpu().numpy()
 

@@ -8,6 +8,7 @@ border the network sees what it sees in the whole image. So a tile's core is the
 soon as the halo is at least the network's reach.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -76,22 +77,22 @@ class Tiling:
         return height, width
 
     def is_exact(self, reach: tuple[float, float] | None) -> bool:
-        """Whether tiles give the whole result: the halo is the reach, or nothing is cut.
+        """Whether tiles give the whole result: a tile's border is the image's own or
+        at least the reach away from the core.
 
         Args:
             reach: of the network, None if it is not known.
         """
         return all(
-            len(self._axis(axis)) == 1
-            or (reach is not None and round_up(self.halo[axis], self.stride[axis]) >= reach[axis])
-            for axis in (0, 1)
+            (start == 0 or core_start - start >= far)
+            and (end >= self.size[axis] or end - core_end >= far)
+            for axis, far in enumerate(reach or (math.inf, math.inf))
+            for start, end, core_start, core_end in self._axis(axis)
         )
 
     def _axis(self, axis: int) -> list[tuple[int, int, int, int]]:
         core = self.core[axis] if self.core else self.size[axis]
-        return cut_axis(
-            self.size[axis], core, self.halo[axis], self.stride[axis], self.shift[axis]
-        )
+        return cut_axis(self.size[axis], core, self.halo[axis], self.stride[axis], self.shift[axis])
 
 
 def cut_axis(
