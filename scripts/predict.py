@@ -2,8 +2,8 @@
 
 python scripts/predict.py RUN photo.png folder/ scene.tif --out maps
 
-RUN is a run's directory or an export. Segmentation writes NAME_classes.tif (or .png) with the task's
-colours, classification predictions.csv. The same command again continues one that was stopped;
+RUN is a run's directory or an export. Segmentation writes NAME_classes.tif (or .png) in colours of
+the task, classification predictions.csv. The same command again continues one that was stopped;
 several processes with the same command divide the work.
 """
 
@@ -40,14 +40,12 @@ def parse() -> argparse.Namespace:
                         help="PNG, JPEG, TIFF, VRT, or a folder of them")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--halo", type=halo, default=None, metavar="auto|N",
-                        help="pixels around a tile's core (default: the network's reach)")  # fmt: skip
+                        help="pixels around a core (default: the network's reach)")  # fmt: skip
     parser.add_argument("--tile", type=positive, metavar="N",
                         help="height and width of a core (default: 512, or the image)")  # fmt: skip
     parser.add_argument("--memory", type=amount, default=2.0, metavar="GB",
                         help="what the tensors of a tile may take (default: 2)")  # fmt: skip
-    parser.add_argument(
-        "--bands", type=bands, metavar="1,2,3", help="which, in the network's order"
-    )
+    parser.add_argument("--bands", type=bands, metavar="1,2,3", help="in the network's order")
     parser.add_argument("--scale", type=amount, metavar="X",
                         help="value that becomes 1 (default: 255 or 65535)")  # fmt: skip
     parser.add_argument("--probabilities", action="store_true", help="write them too")

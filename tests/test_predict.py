@@ -68,10 +68,12 @@ def test_a_rasters_map_keeps_place_and_colours_and_equals_the_whole_image(networ
     image = noise(1100, 1203)
     path = write_raster(tmp_path / "scene.tif", image)
     (target,), said = run(network, path, tmp_path / "out", core=256, cog=cog)
-    assert "exact" in said[0] and "not" not in said[0]
+    assert "exact" in said[0]
+    assert "not" not in said[0]
     with rasterio.open(target) as file, rasterio.open(path) as source:
         assert (file.crs, file.transform) == (source.crs, source.transform)
-        assert file.nodata == NODATA and file.compression.value == "DEFLATE"
+        assert file.nodata == NODATA
+        assert file.compression.value == "DEFLATE"
         assert file.is_tiled
         assert file.colormap(1)[1] == (255, 255, 255, 255)
         np.testing.assert_array_equal(file.read(1), predict(network, image))
@@ -151,7 +153,8 @@ def test_the_command_names_what_it_cannot_read_and_goes_on(export, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "left out" in done.stderr and "cut.tif" in done.stderr
+    assert "left out" in done.stderr
+    assert "cut.tif" in done.stderr
     assert "five.tif has 5 bands; this network takes 3" in done.stderr
     assert "1 of 3 images predicted" in done.stdout
     classes = np.asarray(Image.open(tmp_path / "out" / "good_classes.png"))

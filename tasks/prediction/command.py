@@ -1,4 +1,4 @@
-"""What ``scripts/predict.py`` does with its inputs: one after another, the unreadable ones named."""
+"""What ``scripts/predict.py`` does with its inputs: one by one, the unreadable ones named."""
 
 import argparse
 import csv

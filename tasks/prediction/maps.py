@@ -1,7 +1,7 @@
 """Maps of images and rasters of any size: read and written by windows, stopped and continued.
 
-A row of tiles is the unit of work. A process claims it by a lock and writes it as a file of its own
-into ``.NAME.parts``, which takes its name when it is whole. Once all rows are there one process puts
+A row of tiles is the unit of work. A process claims it by a lock and writes it as a file in
+``.NAME.parts``, which takes its name when it is whole. Once all rows are there one process puts
 them together and renames the result: a map with its final name is finished.
 """
 

@@ -155,7 +155,7 @@ class Network(nn.Module):
 
 
 class _PeakOfTensors(TorchDispatchMode):
-    """The most bytes that tensors made inside have at once; an operator's own buffers are not seen."""
+    """The most bytes that tensors made inside have at once, without operators' own buffers."""
 
     def __init__(self) -> None:
         super().__init__()
