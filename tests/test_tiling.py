@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tasks.config import compose
+from tasks.errors import InputError
 from tasks.models import build_model
 from tasks.prediction.network import Network, choose_tiling, predict
 from tasks.prediction.tiling import Tiling, cut_axis
@@ -48,16 +49,18 @@ def network(*overrides: str) -> Network:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return Network(model, cfg)
+        if isinstance(module, nn.Conv2d):  # HRNet's own are so small that results hardly differ
+            nn.init.kaiming_normal_(module.weight)
+    return Network(model, cfg).double()  # so that rounding is far below a real difference
 
 
 UNET = ("task=inria", "task.model.widths=[4,4,6,6,8]")
 NETWORKS = {
     "unet bn": ((*UNET, "norm=bn"), (301, 417), 64),
     "unet lcn": ((*UNET, "norm=lcn", "norm.window=3"), (590, 230), 64),
-    "hrnet bn": (("task=cityscapes", "norm=bn"), (37, 837), 64),
-    "hrnet lcn": (("task=cityscapes", "norm=lcn", "norm.window=2"), (37, 1401), 64),
-    "smp bn": (("task=inria", "task/model=smp", "norm=bn"), (35, 1203), 64),
+    "hrnet bn": (("task=cityscapes", "norm=bn"), (37, 1037), 256),
+    "hrnet lcn": (("task=cityscapes", "norm=lcn", "norm.window=2"), (37, 1701), 256),
+    "smp bn": (("task=inria", "task/model=smp", "norm=bn"), (35, 1503), 256),
 }
 
 
@@ -74,15 +77,17 @@ def test_tiles_with_a_halo_of_the_reach_give_what_the_whole_image_gives(name):
         assert len(choice.tiling) > 1
         assert np.prod(choice.tiling.largest) < np.prod(choice.tiling.padded)
         tiled = predict(net, image, core=core, shift=(shift, shift), probabilities=True)
-        np.testing.assert_allclose(tiled, whole, atol=2e-5)
+        np.testing.assert_allclose(tiled, whole, atol=1e-6)
     short = predict(net, image, core=core, halo=0, probabilities=True)
     assert np.abs(short - whole).max() > 1e-3  # the test would notice
 
 
 def test_group_norm_is_never_exact_and_says_which_layers_see_the_whole_map():
     net = network(*UNET, "norm=gn", "norm.groups=2")
-    choice = choose_tiling(net, (3000, 3000), memory=50e6)
+    choice = choose_tiling(net, (3000, 3000), memory=200e6)
     assert not choice.exact
     assert "no halo is enough" in choice.message
     assert "model.down.0.1" in choice.message
-    assert np.prod(choice.tiling.largest) * net.bytes_per_pixel <= 50e6
+    assert np.prod(choice.tiling.largest) * net.bytes_per_pixel <= 200e6
+    with pytest.raises(InputError, match="lower --tile"):
+        choose_tiling(net, (3000, 3000), memory=50e6)

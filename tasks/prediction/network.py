@@ -80,7 +80,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized images [N, bands, H, W] to logits; of segmentation at the images' own size."""
-        logits = self.model(images)
+        logits = self.model(images.to(cast(Tensor, self.mean).dtype))
         if self.kind != "segmentation" or logits.shape[-2:] == images.shape[-2:]:
             return logits
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
@@ -263,6 +263,9 @@ def choose_tiling(
         core: height and width of a core; by default 512.
         memory: bytes that the tensors of a tile may take.
         shift: see `Tiling`.
+
+    Raises:
+        InputError: not even a tile without a halo fits the memory.
     """
     stride, reach = network.stride, network.audit(size).reach
     pixels = memory / network.bytes_per_pixel
@@ -298,7 +301,14 @@ def _largest_halo(cut: Any, fits: Any, reach: Any, size: Pair, stride: Pair) -> 
             low = middle
         else:
             high = middle - 1
-    return cut((low * step, low * step))
+    found = cut((low * step, low * step))
+    if not fits(found):
+        height, width = found.largest
+        raise InputError(
+            f"a tile of {height} x {width} pixels does not fit the memory: lower --tile or raise "
+            "--memory"
+        )
+    return found
 
 
 def _explained(network: Network, tiling: Tiling, reach: Any, exact: bool) -> str:
