@@ -11,15 +11,20 @@ from tasks.errors import say
 from tasks.protocol import accumulated_batches, check_facts
 from tasks.runs import launch
 from tasks.runs.directory import Run
+from tasks.runs.plan.plan import Plan
 from tasks.schema import check_config
 
 
 @hydra.main(str(Path(__file__).parent / "configs"), "train", version_base="1.3")
 @launch.one_run
-def train(cfg: DictConfig) -> Run | None:
+def train(cfg: DictConfig) -> Run | Plan | None:
     check_config(cfg)
     check_facts(cfg)
     cfg = with_home(cfg)
+    if cfg.mode == "plan":
+        from tasks.runs.plan.making import make_plan
+
+        return make_plan(cfg)
     if cfg.data.name == "mini":
         from tasks.models import check_network
 

@@ -1,5 +1,8 @@
 """Checks a dataset before a long training: layout, counts, sizes, label values; every file is read.
 
+Ends with the checklist of mode=plan: data, disk, memory, batch, precision. Leaves with 0 if all of
+it is as the training needs it, else with 2.
+
 python scripts/check_data.py task=inria data.root=/path/to/inria --pictures pictures
 """
 
@@ -18,6 +21,7 @@ from tasks.data import Dataset, Sample, TiledDataset, open_splits
 from tasks.data.plots import contact_sheet
 from tasks.errors import InputError, command, told_of
 from tasks.protocol import task_facts
+from tasks.runs.plan.plan import Check, checklist
 
 SHOWN = 20  # problems that are printed; all are counted
 WINDOW = (1024, 1024)  # pixels of a tile that are read at once
@@ -47,12 +51,31 @@ def main() -> None:
     if arguments.pictures is not None and opened:
         with told_of(arguments.pictures):
             print(f"pictures: {write_pictures(cfg, opened, arguments.pictures)}")
-    tell(cfg.task.name, list(dict.fromkeys(problems)))
+    problems = list(dict.fromkeys(problems))
+    tell(cfg.task.name, problems)
+    if not show_checklist(cfg, problems):
+        sys.exit(2)
+
+
+def show_checklist(cfg: DictConfig, problems: list[str]) -> bool:
+    """Prints what the training needs besides; whether all is there, the data included."""
+    from tasks.runs.plan.making import make_plan  # and torch with it
+
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}, see above"
+    data = Check("data", not problems, count if problems else "every file was read")
+    print(flush=True)
+    try:
+        plan = make_plan(cfg, data)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    print(checklist(plan.checks))
+    return plan.is_ready
 
 
 def tell(task: str, problems: list[str]) -> None:
-    """Prints what is wrong; leaves with 2 if anything is."""
-    print()
+    """Prints what is wrong with the data."""
+    print(flush=True)
     if not problems:
         print(f"{task}: everything is as it should be")
         return
@@ -61,7 +84,6 @@ def tell(task: str, problems: list[str]) -> None:
         print(f"- {problem}", file=sys.stderr)
     if len(problems) > SHOWN:
         print(f"  and {len(problems) - SHOWN} more", file=sys.stderr)
-    sys.exit(2)
 
 
 def splits(cfg: DictConfig) -> list[str]:

@@ -5,7 +5,7 @@ Nothing here imports torch.
 
 import csv
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,8 @@ class TaskFacts:
         ignored_color: of pixels without a class; None without classes.
         samples: samples, or tiles, of the splits whose number is known.
         image_size: height and width in pixels of every image; None if they differ.
+        num_classes: of a dataset that has their names itself; may be left out.
+        download_gb: of the archives that docs/prepare names, 1e9 bytes; may be left out.
     """
 
     title: str
@@ -40,6 +42,8 @@ class TaskFacts:
     ignored_color: list[int] | None
     samples: dict[str, int]
     image_size: list[int] | None
+    num_classes: int | None = None
+    download_gb: float | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -59,9 +63,11 @@ def task_facts(name: str) -> TaskFacts:
     path = CONFIGS / "task" / f"{name}.yaml"
     facts = plain(cast(DictConfig, OmegaConf.load(path)), resolve=False).get("facts", {})
     names = {field.name for field in fields(TaskFacts)}
-    if names != facts.keys():
+    optional = {field.name for field in fields(TaskFacts) if field.default is not MISSING}
+    if not names - optional <= facts.keys() <= names:
         raise InputError(
-            f"{path}: facts must have the keys {', '.join(sorted(names))}, and no others"
+            f"{path}: facts must have the keys {', '.join(sorted(names - optional))}, may have "
+            f"{', '.join(sorted(optional))}, and no others"
         )
     return TaskFacts(**facts)
 

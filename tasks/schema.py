@@ -118,13 +118,20 @@ MUST_BE_GIVEN = "(must be given)"
 """What an experiment says of a file that its command has to name."""
 
 RULES: dict[str, Rule] = {
-    "mode": one_of("train", "test"),
+    "mode": one_of("train", "test", "plan"),
     "checkpoint": optional(PATH),
     "seed": whole(0, 2**32 - 1),
     "runs": PATH,
     "paper.table": whole(1),
     "paper.row.*": Rule(lambda value: isinstance(value, str | int | float), "a cell of the table"),
     "paper": NULL,
+    "plan.device": optional(
+        one_of("t4", "v100", "rtx3090", "rtx4090", "a100", "a100_80gb", "h100")
+    ),
+    "plan.utilization": FACTOR,
+    "plan.calibrate": optional(FLAG),
+    "plan.objects": COUNT,
+    "plan.positives": optional(COUNT),
     "task.name": TEXT,
     "task.kind": KIND,
     "task.num_classes": optional(COUNT),
@@ -258,7 +265,7 @@ NEEDED = (
     "task.std", "task.devices", "task.optimizer.name", "task.optimizer.lr", "task.scale_lr",
     "task.schedule.name", "task.eval_splits", "task.test_split", "task.median_epochs",
     "task.model.name", "task.model.kind", "task.model.batch_size",
-    *(key for key in RULES if key.startswith(("data.", "trainer."))),
+    *(key for key in RULES if key.startswith(("data.", "trainer.", "plan."))),
 )  # fmt: skip
 """What no configuration can do without."""
 

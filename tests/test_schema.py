@@ -38,19 +38,22 @@ TAKES = {
     "task.model.arch task.model.encoder task.model.name task.name",
     "word null": "checkpoint logger.entity task.backbone_checkpoint task.model.pretrained "
     "task.test_split task.holdout_split",
+    "null": "logger paper plan.device",
     "": "mode task.interpolation task.facts task.kind task.model.kind task.optimizer.name "
     "task.schedule.name "
     "norm.window_unit trainer.accelerator trainer.strategy trainer.precision",
     "true": "norm.window_per_group data.holdout logger.csv logger.tensorboard logger.wandb "
     "task.optimizer.nesterov task.optimizer.decay_biases task.optimizer.decay_norms "
     "task.scale_lr trainer.deterministic trainer.progress_bar",
-    "true null": "logger.offline task.model.transposed",
-    "one huge": "norm.size data.batch_size data.epochs data.eval_batch_size data.eval_every "
+    "true null": "plan.calibrate logger.offline task.model.transposed",
+    "one huge": "plan.objects norm.size data.batch_size data.epochs data.eval_batch_size "
+    "data.eval_every "
     "data.total_batch logger.every_n_steps norm.c_group paper.table task.devices task.epochs "
     "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch "
     "task.model.batch_size task.model.convolutions task.model.margin task.model.mini.batch_size "
     "task.model.mini.epochs trainer.accumulate trainer.max_epochs trainer.num_nodes",
-    "one huge null": "data.patches_per_epoch data.steps norm.groups task.num_classes task.outputs "
+    "one huge null": "plan.positives data.patches_per_epoch data.steps norm.groups "
+    "task.num_classes task.outputs "
     "task.patches_per_epoch task.steps trainer.max_steps",
     "one huge null numbers": "data.resize task.resize",
     "one huge numbers": "norm.window",
@@ -74,10 +77,9 @@ TAKES = {
     "zero one half": "norm.momentum task.flip task.color_jitter task.optimizer.momentum "
     "task.schedule.warmup "
     "task.schedule.warmup_from",
-    "one half": "data.scale data.width task.mini.scale task.model.mini.width",
+    "one half": "plan.utilization data.scale data.width task.mini.scale task.model.mini.width",
     "null mapping": "data.sampling norm.windows",
     "mapping": "task.mini.sampling",
-    "null": "logger paper",
     "word empty zero one half many huge negative true nan infinite": "paper.row.*",
 }
 MINIATURES = ("cityscapes", "coco", "imagenet", "inria", "chesapeake")

@@ -54,3 +54,10 @@ def generate_once(
 def ensure_for_task(task: str, root: Path) -> Path:
     """The root of the miniature of a task's dataset, generated if it is not there."""
     return importlib.import_module(f"tasks.miniatures.{task}").ensure(root)
+
+
+def exists_for_task(task: str, root: Path | str) -> bool:
+    """Whether the miniature of a task's dataset has been generated."""
+    module = importlib.import_module(f"tasks.miniatures.{task}")
+    names = f"{task}-v{module.VERSION}-seed*"  # as `generate_once` names them
+    return any(path.is_dir() for path in Path(root).expanduser().glob(names))

@@ -25,6 +25,7 @@ from tasks.errors import Busy, InputError, lack, open_console, say, told_of, wri
 from tasks.identity import running_code
 from tasks.protocol import task_facts
 from tasks.runs.directory import Run, is_first_process
+from tasks.runs.plan.plan import Plan, plan_text, table
 
 OK, FAILED, USER_ERROR, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes: finished; a defect; a mistake of the user; another process works on it; stopped."""
@@ -41,6 +42,7 @@ class Ending:
         code: the exit code that it would have alone.
         directory: of the run, if it came so far.
         note: the primary metric of a finished run, why another is not.
+        plan: of ``mode=plan``, the fields of `tasks.runs.plan.plan.Plan`.
     """
 
     overrides: list[str]
@@ -48,6 +50,7 @@ class Ending:
     code: int = FAILED
     directory: str | None = None
     note: str = "ended without a word: killed, or out of memory"
+    plan: dict | None = None
 
 
 class Sweep(Callback):
@@ -61,11 +64,13 @@ class Sweep(Callback):
             file.unlink()
 
 
-def one_run(function: Callable[[DictConfig], Run | None]) -> Callable[[DictConfig], float | None]:
+def one_run(
+    function: Callable[[DictConfig], Run | Plan | None],
+) -> Callable[[DictConfig], float | None]:
     """Turns a mistake of the user into a message, and lets a sweep go on with its next run.
 
-    The wrapped function returns its run, None if there is no result; the wrapper returns the
-    primary metric, which a search optimizes.
+    The wrapped function returns its run, or a plan, or None if there is no result; the wrapper
+    returns the primary metric, which a search optimizes.
     """
 
     @functools.wraps(function)
@@ -103,7 +108,9 @@ def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
     try:
         run = function(cfg)
         ending.status, ending.code, ending.note = "finished", OK, ""
-        if run is not None:
+        if isinstance(run, Plan):
+            _plan(run, ending)
+        elif run is not None:
             ending.status = "skipped" if run.was_finished else "finished"
             ending.directory = str(run.directory)
             metric = task_facts(cfg.task.name).primary
@@ -134,6 +141,16 @@ def _end(function: Callable, cfg: DictConfig, ending: Ending) -> float | None:
         if ending.directory is None and Run.last_entered is not None:
             ending.directory = str(Run.last_entered)
     return score
+
+
+def _plan(plan: Plan, ending: Ending) -> None:
+    """Shows a plan, or notes it for the table of its sweep."""
+    ending.status, ending.plan = "planned", asdict(plan)
+    ending.code = OK if plan.is_ready else USER_ERROR
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        say(f"planned {plan.name}")
+    else:
+        print(plan_text(plan))
 
 
 def _write(file: Path, ending: Ending) -> None:
@@ -219,6 +236,9 @@ def summarize(folder: Path) -> int:
         why = "the glob(...) matches no option" if of_glob else "none was started"
         say(f"error: the sweep has no runs: {why}")
         return USER_ERROR
+    if all(ending.plan for ending in endings):
+        print(table([Plan.from_dict(ending.plan) for ending in endings if ending.plan]))
+        return max(ending.code for ending in endings)
     for ending in endings:  # meanwhile another sweep, or another run of this one, may have ended
         place = Path(ending.directory or "")
         if ending.status == "elsewhere" and (place / "result.json").exists():
