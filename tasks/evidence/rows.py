@@ -1,6 +1,7 @@
-"""The rows that the paper published."""
+"""The rows that are compared: those that the paper published, and our own."""
 
 import csv
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from tasks.config import CONFIGS, ROOT, options
 from tasks.protocol import norm_label, published_row, read_experiment, task_facts
 
 SCALES = {"mini": "On the miniature", "full": "At full scale"}
+"""The pages of the published rows, which are kept apart throughout. Other tasks have their own."""
 
 TITLES = {
     1: "Cityscapes, validation",
@@ -23,7 +25,10 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A published row: its experiment, what identifies its runs, its line of the paper's table."""
+    """A row: its experiment, what identifies its runs, its line of the paper's table.
+
+    A row of our own has no line. Its name may have settings behind that of the experiment.
+    """
 
     experiment: str
     task: str
@@ -33,7 +38,8 @@ class Row:
 
     @property
     def table(self) -> int:
-        return self.published["table"]
+        """The paper's table; 0 of a row of our own."""
+        return self.published.get("table", 0)
 
     @property
     def keys(self) -> list[str]:
@@ -42,15 +48,27 @@ class Row:
 
     @property
     def metrics(self) -> list[str]:
-        return [name for name, value in self.published.items() if isinstance(value, float)]
+        published = [name for name, value in self.published.items() if isinstance(value, float)]
+        return published or task_facts(self.task).metrics
 
     @property
     def primary(self) -> str:
         return task_facts(self.task).primary
 
     @property
+    def settings(self) -> list[str]:
+        """The command line without data and seed."""
+        experiment, *overrides = self.experiment.split()
+        return [f"experiment={experiment}", *overrides]
+
+    @property
     def label(self) -> str:
-        return norm_label(self.norm)
+        """The norm, and the settings behind the experiment's name without their groups."""
+        settings = [
+            f"{key.rpartition('.')[2]}={value}"
+            for key, _, value in (part.partition("=") for part in self.experiment.split()[1:])
+        ]
+        return " ".join([norm_label(self.norm), *settings])
 
     @property
     def identity(self) -> tuple[str, str, dict]:
@@ -80,13 +98,80 @@ def published_rows() -> dict[str, Row]:
     return rows
 
 
-def reference(row: Row) -> Row:
-    """The GN row of the same task and model: Table 1's (16 groups) for Tables 2 to 4."""
+@functools.cache
+def own_rows() -> dict[str, Row]:
+    """Every row of our own by the name of its experiment."""
+    rows = {}
+    for name in options("experiment"):
+        experiment = read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
+        if experiment["paper"] is None:
+            task, model, norm = experiment["identity"]
+            rows[name] = Row(name, task, model, norm, published={})
+    return rows
+
+
+@functools.cache
+def own_tasks() -> list[str]:
+    """The tasks that the paper does not have, of which there are rows."""
+    published = {row.task for row in published_rows().values()}
+    return sorted({row.task for row in own_rows().values()} - published)
+
+
+def row_named(name: str) -> Row:
+    """The row of an experiment, or of one with settings behind it, such as ``table8_gn seed=1``.
+
+    Raises:
+        LookupError: there is no such experiment.
+    """
+    experiment, *settings = name.split()
+    row = (published_rows() | own_rows())[experiment]
+    return dataclasses.replace(row, experiment=name, published={}) if settings else row
+
+
+def page_of(task: str, data: str) -> str:
+    """The page that a run belongs to: ``mini`` or ``full``, or one of a task of our own."""
+    if task not in own_tasks():
+        return data
+    return task if data == "full" else f"{task}-{data}"
+
+
+def page_title(page: str) -> str:
+    if page in SCALES:
+        return SCALES[page]
+    task, _, data = page.partition("-")
+    return f"On {task_facts(task).title}" + (f", {data}" if data else "")
+
+
+def page_data(page: str) -> str:
+    """What ``data`` is in the commands of a page."""
+    return page if page in SCALES else page.partition("-")[2] or "full"
+
+
+def reference(row: Row) -> Row | None:
+    """The GN row of the same task and model: Table 1's (16 groups) for Tables 2 to 4.
+
+    None if there is none; every published row has one.
+    """
     return next(
-        other
-        for other in published_rows().values()
-        if (other.task, other.model) == (row.task, row.model) and other.published["norm"] == "gn"
+        (
+            other
+            for other in (*published_rows().values(), *own_rows().values())
+            if (other.task, other.model) == (row.task, row.model)
+            and "gn" == other.norm["name"] == other.published.get("norm", "gn")
+        ),
+        None,
     )
+
+
+def own_rows_of(task: str) -> list[Row]:
+    """The rows of our own of a task: smaller windows before larger ones."""
+    rows = [row for row in own_rows().values() if row.task == task]
+    return sorted(rows, key=lambda row: (row.model, row.norm["name"], _area(row), row.experiment))
+
+
+def _area(row: Row) -> int:
+    window = row.norm.get("window")
+    return window[0] * window[1] if isinstance(window, list) else 0
 
 
 def rows_of_table(table: int) -> list[Row]:
