@@ -137,7 +137,7 @@ def test_numbers_are_aligned_right_with_the_same_digits(folder):
 def test_claims_say_what_holds(page):
     claims = {line[0]: line for line in table_of(page, "Claims of the paper, on the mini")}
     line = claims["LCN over GN, Chesapeake"]
-    assert line[1] == "? cannot tell9 more seeds"
+    assert line[1] == "? cannot tell7 more seeds"
     assert line[2:] == ["lcn_c4_w31 - gn_g8", "+1.50", "", "", "2", "+2.36"]
     not_run = table_of(page, "Claims of the paper, on the miniature, not run")
     claims = {line[0]: line for line in not_run}
