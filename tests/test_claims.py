@@ -253,7 +253,7 @@ def test_rows_of_our_own_count_on_a_page_of_their_own(write_run, evidence):
     assert str(line.findings[0]).startswith("lcn_c2_w79x53 - gn_g16: +5.05 [")
     text = readme_text(found)
     assert "## On CamVid" in text
-    assert "| hrnetv2_w18_small_v1 | lcn_c2_w79x53 | 36.05 | ± 0.27 |" in text
+    assert "| lcn_c2_w79x53 | 36.05 | ± 0.27 |" in text
     assert "| lcn_c2_w79x53 | +5.00 | +5.40 | +4.70 |" in text
     assert len(summary(found, [])) <= 10
 

@@ -173,9 +173,9 @@ def test_rows_of_our_own_have_a_section_with_paired_differences_and_windows(tmp_
             tmp_path / "runs", "experiment=camvid_gn", data="full", seed=seed, score=30 + seed
         )
     page = Page(write_page(tmp_path / "runs", tmp_path))
-    lines = {line[1]: line for line in table_of(page, "Rows of our own")[2:]}
+    lines = {line[0]: line for line in table_of(page, "Rows of our own")[2:]}
     assert lines["lcn_c2_w20x13"][-5:] == ["6", "+6.50", "[+6.17, +6.83]", "0.031", "6"]
-    assert lines["bn"][2] == "not run"
+    assert lines["bn"][1] == "not run"
     *_, lcn = table_of(page, "Paired differences")
     assert lcn == ["lcn_c2_w79x53", *["+5.00", "+6.00"] * 3]
     chart = page.charts[chart_titles(page).index("Sensitivity to the window of LCN")]

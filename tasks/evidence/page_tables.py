@@ -147,21 +147,24 @@ def own_rows_table(evidence: Evidence, page: str, task: str) -> Table | None:
     if not any(row.experiment in run for row in rows):
         return None
     primary, metrics = rows[0].primary, rows[0].metrics
-    columns = [Column(title, is_number=False) for title in ("model", "norm")]
+    models = list(dict.fromkeys(row.model for row in rows))
+    titles = ["model", "norm"] if len(models) > 1 else ["norm"]
+    columns = [Column(title, is_number=False) for title in titles]
     columns += [Column(part, group=metric_title(name)) for name in metrics for part in OWN_SCORES]
     columns += [Column("seeds")]
     group = f"{metric_title(primary)}, difference to GN"
     columns += [Column(part, group=group) for part in ("mean", "95 % interval", "p", "n")]
     lines = []
     for row in rows:
-        line = [row.model, row.label]
+        line = [row.model, row.label][-len(titles) :]
         for metric in metrics:
             scores = list(evidence.scores(page, row, metric).values())
             line.append(number(statistics.fmean(scores)) if scores else NOT_RUN)
             line.append(f"± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
         line.append(str(len(run.get(row.experiment, {}))))
         lines.append(line + _own_difference(evidence, page, row))
-    return Table("Rows of our own, by norm", columns, lines)
+    same = f" ({models[0]})" if len(models) == 1 else ""
+    return Table(f"Rows of our own, by norm{same}", columns, lines)
 
 
 OWN_SCORES = ("mean", "± sd")

@@ -74,7 +74,7 @@ def windows_of(claim: Claim, evidence: Evidence, page: str) -> list[str]:
             lines.append(f"{label}: {_counts(of_run(next(iter(runs.values()))))}")
         if row.published and as_published and (by_construction := _gn(as_published)):
             lines.append(f"{label} as published: {by_construction}")
-        elif not runs and as_published:
+        elif not runs and as_published and not any(x.startswith(f"{label}:") for x in lines):
             lines.append(f"{label}, at full size: {_counts(as_published)}")
     return list(dict.fromkeys(lines))
 
