@@ -43,6 +43,8 @@ def train(cfg: DictConfig) -> Run | None:
     if cfg.checkpoint is not None:
         norm = scaled_norm(cfg) if cfg.mode == "test" else None
         load_weights(model, cfg.checkpoint, norm, getattr(datasets.eval, "category_ids", None))
+    if cfg.mode == "train":
+        training.bound_windows(cfg, model)
     module = training.make_module(cfg, model, datasets.eval)
     data = DataModule(cfg, datasets)
     if cfg.mode == "test":

@@ -6,12 +6,14 @@ from .batch_renorm import BatchRenorm2d
 from .build import build_norm
 from .convert import convert_norm
 from .layers import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from .learned import LearnedContextNorm
 from .siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
 
 __version__ = "0.2.0"  # the only place: pyproject.toml reads it here, as text
 
 __all__ = [
     "BatchRenorm2d",
+    "LearnedContextNorm",
     "LocalContextNorm",
     "LocalContrastNorm",
     "LocalResponseNorm",

@@ -17,6 +17,7 @@ from .dependence import Watch
 from .dependence_rules import RULES
 from .fake_run import FakeModel, Forward, first_line
 from .layers import LocalContextNorm
+from .learned import LearnedContextNorm
 from .norm_layers import named_norm_layers, norm_kind, num_channels
 from .reach import Reach, measure_reach, unknown_reach
 from .siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
@@ -27,8 +28,8 @@ from .window import WHOLE_MAP, covers_map
 class AuditRow:
     """One norm layer. ``height`` and ``width`` are None if the forward never reached it.
 
-    ``window`` is ``(p, q)``, ``"all"``, or None for a layer without one. A layer that is called
-    several times is described at the largest map it was given.
+    ``window`` is ``(p, q)`` (real numbers where it is learned), ``"all"``, or None for a layer
+    without one. A layer that is called several times is described at the largest map it was given.
     """
 
     name: str
@@ -36,7 +37,7 @@ class AuditRow:
     channels: int
     height: int | None
     width: int | None
-    window: tuple[int, int] | str | None
+    window: tuple[float, float] | str | None
     windowed: bool
 
 
@@ -190,9 +191,18 @@ def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
 
 def _row(name: str, layer: nn.Module, sizes: dict[str, tuple[int, int]]) -> AuditRow:
     height, width = sizes.get(name, (None, None))
-    window: tuple[int, int] | str | None = None
+    window: tuple[float, float] | str | None = None
     windowed = False
-    if isinstance(layer, (LocalContextNorm, PositionalNorm, LocalResponseNorm, LocalContrastNorm)):
+    fixed = (LocalContextNorm, PositionalNorm, LocalResponseNorm, LocalContrastNorm)
+    if isinstance(layer, LearnedContextNorm):
+        if layer.start.is_meta:  # which has no values
+            return AuditRow(name, "lcn_learned", layer.num_channels, height, width, None, False)
+        p, q = layer.current_window()
+        window = (round(p, 2), round(q, 2))
+        if height is not None and width is not None:
+            most = layer.real_windows().detach()
+            windowed = bool(((most[:, 0] < height) | (most[:, 1] < width)).any())
+    elif isinstance(layer, fixed):
         whole = layer.window == (WHOLE_MAP, WHOLE_MAP)
         window = "all" if whole else layer.window
         if height is not None and width is not None:
@@ -212,7 +222,7 @@ def _cells(row: AuditRow) -> tuple[str, ...]:
     return row.name, row.kind, str(row.channels), size, window, "yes" if row.windowed else "no"
 
 
-def _size(height: int | None, width: int | None, absent: str = "-") -> str:
+def _size(height: float | None, width: float | None, absent: str = "-") -> str:
     return absent if height is None else f"{height} x {width}"
 
 

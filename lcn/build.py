@@ -1,6 +1,7 @@
 """A norm config, such as ``{"name": "lcn", "c_group": 2, "window": 227}``, -> a layer factory."""
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,16 +9,18 @@ from torch import nn
 
 from .batch_renorm import BatchRenorm2d
 from .layers import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from .learned import LearnedContextNorm
 from .siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
 from .sync_batch_norm import SyncBatchNorm
-from .window import window_pair
+from .window import real_pair, window_pair
 
 NormFactory = Callable[[int], nn.Module]
 
-_LCN_LAYERS = {
+_LCN_LAYERS: dict[str, Any] = {
     "lcn": LocalContextNorm,
     "lcn_released": ReleasedLocalContextNorm,
     "lcn_tiled": TiledLocalContextNorm,
+    "lcn_learned": LearnedContextNorm,
 }
 # Their keys are the keyword arguments of their classes.
 _SIBLINGS: dict[str, Callable[..., nn.Module]] = {
@@ -38,6 +41,7 @@ KEYS_OF_NAME: dict[str, tuple[str, ...]] = {
     "lrn": ("size", "alpha", "beta", "k"),
     "contrast": ("size", "sigma", "eps"),
     **dict.fromkeys(_LCN_LAYERS, _LCN_KEYS),
+    "lcn_learned": (*_LCN_KEYS, "window_per_group", "window_lr_factor"),
 }
 WINDOW_UNITS = ("feature", "input")
 
@@ -47,11 +51,13 @@ def build_norm(norm: Mapping[str, Any]) -> NormFactory:
 
     Keys (an absent key or None means the default):
         name: ``bn``, ``sync_bn``, ``brn``, ``gn``, ``in``, ``ln``, ``pn``, ``lrn``, ``contrast``,
-            ``lcn``, ``lcn_released``, ``lcn_tiled``.
+            ``lcn``, ``lcn_released``, ``lcn_tiled``, ``lcn_learned``.
         groups: number of groups (``gn``; default 32; ``lcn*`` instead of ``c_group``), or ``"C"``
             for one per channel.
         c_group: channels per group (``lcn*``; default 2), or ``"C"`` for all in one group.
         window: cells of the feature map (``lcn*``; default 227): int, ``[p, q]`` or ``"all"``.
+        window_per_group: whether each group learns a window of its own (``lcn_learned``; default
+            false); window_lr_factor is for whoever makes the optimizer, and does nothing here.
         eps: added to the variance; default 1e-5.
         momentum: of the running statistics (``bn``, ``sync_bn``; default 0.1; ``brn``: 0.01).
         r_max, d_max, warmup_steps, r_steps, d_steps (``brn``), size, alpha, beta, k (``lrn``),
@@ -91,6 +97,8 @@ def factory_from_options(options: Mapping[str, Any]) -> NormFactory:
         return lambda num_channels: _SIBLINGS[name](num_channels, **keywords)
     if name in _LCN_LAYERS:
         lcn_layer, window = _LCN_LAYERS[name], options.get("window", 227)
+        if options.get("window_per_group"):
+            lcn_layer = functools.partial(lcn_layer, window_per_group=True)
 
         def make_lcn(num_channels: int) -> nn.Module:
             if "groups" in options:
@@ -131,25 +139,40 @@ def checked_options(norm: Mapping[str, Any]) -> dict[str, Any]:
             f"give norm.groups or norm.c_group, not both; got {options['groups']!r} "
             f"and {options['c_group']!r}"
         )
+    checked_window = real_pair if name == "lcn_learned" else window_pair
     if "window" in options:
-        window_pair(options["window"])
+        checked_window(options["window"])
     if options.get("window_unit", "feature") not in WINDOW_UNITS:
         raise ValueError(f"norm.window_unit {_not_one_of(options['window_unit'], WINDOW_UNITS)}")
     for key in ("size", "warmup_steps", "r_steps", "d_steps"):
         value, least = options.get(key, 1), int(key == "size")
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"norm.{key} must be an int of at least {least}, got {value!r}")
-    for key in ("eps", "momentum", "alpha", "beta", "k", "sigma", "r_max", "d_max"):
+    for key in (
+        "eps",
+        "momentum",
+        "alpha",
+        "beta",
+        "k",
+        "sigma",
+        "r_max",
+        "d_max",
+        "window_lr_factor",
+    ):
         value = options.get(key, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
             raise ValueError(f"norm.{key} must be a number of at least 0, got {value!r}")
+    if not isinstance(options.get("window_per_group", False), bool):
+        raise ValueError(
+            f"norm.window_per_group must be true or false, got {options['window_per_group']!r}"
+        )
     if "windows" in options:
         if not isinstance(options["windows"], Mapping):
             raise ValueError(
                 f"norm.windows must map name patterns to windows, got {options['windows']!r}"
             )
         for window in options["windows"].values():
-            window_pair(window)
+            checked_window(window)
     return options
 
 

@@ -21,7 +21,7 @@ from .norm_layers import (
     num_channels,
 )
 from .sync_batch_norm import SyncBatchNorm
-from .window import WHOLE_MAP, window_pair
+from .window import WHOLE_MAP, real_pair, window_pair
 
 _HOOKS = (
     "_forward_hooks",
@@ -212,7 +212,12 @@ def _factories(
         if matches:
             own["window"] = matches[0]
         if by_input_pixels:
-            own["window"] = _in_cells(window_pair(own.get("window", 227)), strides[name])
+            window = own.get("window", 227)
+            if own["name"] == "lcn_learned":
+                sides = zip(real_pair(window), strides[name], strict=True)
+                own["window"] = tuple(max(1.0, side / step) for side, step in sides)
+            else:
+                own["window"] = _in_cells(window_pair(window), strides[name])
         keeps = own.get("groups") == "keep"
         factories[name] = _keeping_groups(layer, own) if keeps else factory_from_options(own)
     return factories

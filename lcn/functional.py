@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import operator
+from . import operator, per_point, real_window
 from .arguments import check_arguments
 from .kernels import direct, huge_pages, memory_format_of, reference, size_free
-from .window import covers_map, window_pair
+from .window import WHOLE_MAP, covers_map, window_pair
 
 
 def local_context_norm(
@@ -37,7 +37,11 @@ def local_context_norm(
         x: ``[N, C, H, W]`` or ``[C, H, W]`` in float64, float32, bfloat16 or float16; any strides.
         weight, bias: ``[C]`` or None, in any floating dtype.
         channels_per_group: ``c_group`` of the paper; must divide ``C``.
-        window: ``p x q`` in cells of ``x``: an int, a pair, or ``"all"`` for the whole map.
+        window: ``p x q`` in cells of ``x``: an int, a pair, or ``"all"`` for the whole map. Or a
+            window per point: a pair of integer tensors ``[H, W]`` or ``[N, H, W]`` on the device of
+            ``x``, at least 1 everywhere, with the rule ``"centered"``. Or a real window: a floating
+            tensor ``[2]`` or ``[groups, 2]`` of p and q, which is bounded by 1 and the map and can
+            be differentiated (see :class:`~lcn.learned.LearnedContextNorm`).
         eps: added to the variance; at least 0.
         rule: ``"centered"`` (the window follows the cell and stops at borders), ``"released"``
             (as the authors' published layer) or ``"tiled"`` (Equation 9 literally); see
@@ -66,12 +70,23 @@ def local_context_norm(
             rule=rule,
             backend=backend,
         )
-    pair = window_pair(window)
+    per_cell, is_real = per_point.is_per_point(window), real_window.is_real(window)
+    pair = (WHOLE_MAP, WHOLE_MAP) if per_cell or is_real else window_pair(window)
     if not torch.jit.is_tracing():  # which would record a size that is looked at as fixed
         check_arguments(x, weight, bias, channels_per_group, eps, rule, backend)
     if x.device.type in _AUTOCAST_TO_FLOAT32 and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     batch = x[None] if x.dim() == 3 else x
+    if is_real:
+        real_window.check_window(batch, window, channels_per_group, rule)
+        settings = (window, channels_per_group, float(eps), backend)
+        y = real_window.local_context_norm(batch, weight, bias, *settings)
+        return y[0] if x.dim() == 3 else y
+    if per_cell:
+        p, q = per_point.check_windows(batch, window, rule)
+        arguments = (p, q, channels_per_group, float(eps), backend)
+        y = per_point.local_context_norm(batch, weight, bias, *arguments)
+        return y[0] if x.dim() == 3 else y
     y = _normalize(batch, weight, bias, channels_per_group, pair, float(eps), rule, backend)
     return y[0] if x.dim() == 3 else y
 

@@ -3,11 +3,17 @@
 from typing import Any, ClassVar
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from .arguments import channels_of_group
 from .functional import local_context_norm
 from .window import WHOLE_MAP, window_pair
+
+
+@torch.fx.wrap  # a trace of the layer alone keeps the choice
+def _chosen(window: Any, own: Any) -> Any:
+    return own if window is None else window
 
 
 class LocalContextNorm(nn.Module):
@@ -82,8 +88,13 @@ class LocalContextNorm(nn.Module):
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize ``x`` ``[N, C, H, W]`` or ``[C, H, W]``."""
+    def forward(self, x: Tensor, window: Any = None) -> Tensor:
+        """Normalize ``x`` ``[N, C, H, W]`` or ``[C, H, W]``.
+
+        Args:
+            window: for this call in place of the layer's own; also a window per point, a pair of
+                integer tensors ``[H, W]`` or ``[N, H, W]``.
+        """
         # What records operators would take the answer for a constant.
         if isinstance(x, Tensor) and not torch.jit.is_tracing():
             self._check_channels(x)
@@ -92,7 +103,7 @@ class LocalContextNorm(nn.Module):
             self.weight,
             self.bias,
             channels_per_group=self.channels_per_group,
-            window=self.window,
+            window=_chosen(window, self.window),
             eps=self.eps,
             rule=self.rule,
         )

@@ -13,6 +13,7 @@ _KIND_OF_CLASS = {
     "LocalContextNorm": "lcn",
     "ReleasedLocalContextNorm": "lcn_released",
     "TiledLocalContextNorm": "lcn_tiled",
+    "LearnedContextNorm": "lcn_learned",
     "BatchRenorm2d": "brn",
     "PositionalNorm": "pn",
     "LocalResponseNorm": "lrn",

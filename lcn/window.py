@@ -12,6 +12,7 @@ tiled      Equation 9 read literally: fixed tiles that do not overlap, ``start =
            the last tile is what is left of the axis.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,20 @@ def window_pair(window: Any) -> tuple[int, int]:
             f"window must be a positive int, a pair of positive ints or 'all', got {window!r}"
         )
     return min(int(sides[0]), WHOLE_MAP), min(int(sides[1]), WHOLE_MAP)
+
+
+def real_pair(window: Any) -> tuple[float, float]:
+    """``window`` as real ``(p, q)``: one number is square.
+
+    Raises ``ValueError`` for anything but a number of at least 1 or a pair of them.
+    """
+    sides = tuple(window) if isinstance(window, Sequence) else (window, window)
+    if len(sides) != 2 or not all(
+        isinstance(side, (int, float)) and not isinstance(side, bool) and 1 <= side < math.inf
+        for side in sides
+    ):
+        raise ValueError(f"window must be a number of at least 1 or a pair of them, got {window!r}")
+    return float(sides[0]), float(sides[1])
 
 
 def _is_count(value: Any) -> bool:

@@ -89,6 +89,11 @@ WITHOUT_A_GPU = "gpu-static"  # only if asked for
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def clock() -> float:
+    """Seconds; with --cpu-time those in which this process ran, on all of its threads."""
+    return time.process_time() if "--cpu-time" in sys.argv else time.perf_counter()
+
+
 def algorithm1(
     x: Tensor, weight: Tensor, bias: Tensor, c_group: int, window: int, eps: float = 1e-5
 ) -> Tensor:
@@ -116,7 +121,7 @@ def algorithm1(
     return normed * weight.reshape(1, c, 1, 1) + bias.reshape(1, c, 1, 1)
 
 
-def layers(c_group: int, window: int | str) -> dict[str, Function]:
+def layers(c_group: int, window: int | str | tuple[Tensor, ...]) -> dict[str, Function]:
     return {
         "gn": lambda x, weight, bias: F.group_norm(x, x.shape[1] // c_group, weight, bias),
         "lcn": lambda x, weight, bias: local_context_norm(
@@ -139,12 +144,12 @@ def best_times(
         tensor.requires_grad_(backward)
 
     def once(function: Function) -> float:
-        start = time.perf_counter()
+        start = clock()
         with torch.set_grad_enabled(backward):
             y = function(x, weight, bias)
             if backward:
                 torch.autograd.grad(y, (x, weight, bias), grad)
-        return time.perf_counter() - start
+        return clock() - start
 
     for function in functions.values():
         once(function)
@@ -223,6 +228,38 @@ def measure_windows(options: argparse.Namespace, table: "Table") -> None:
             table.add("windows", f"window {window}", mode, shape, 2, window, row)
         ours = [times[str(window)] for window in WINDOWS if window != "all"]
         table.say(f"windows 3 to 255, {mode}: slowest over fastest {max(ours) / min(ours):.2f}")
+
+
+def measure_per_point(options: argparse.Namespace, table: "Table") -> None:
+    """A window per point beside one window for all: smaller towards the border, and at random."""
+    ratios: dict[str, list[float]] = {}
+    for what, c, h, w, c_group, windows in WINDOWED:
+        for window in (windows[0], windows[-1]):
+            rows, columns = torch.arange(h)[:, None], torch.arange(w)
+            to_border = torch.minimum(
+                torch.minimum(rows, h - 1 - rows), torch.minimum(columns, w - 1 - columns)
+            )
+            side = (2 * to_border + 1).clamp(max=window)
+            chosen = {
+                "border": (side, side),
+                "random": tuple(torch.randint(1, 2 * window, (h, w)) for _ in range(2)),
+            }
+            functions = layers(c_group, window)
+            functions |= {name: layers(c_group, pair)["lcn"] for name, pair in chosen.items()}
+            shape = (options.batch or 1, c, h, w)
+            for mode in ("forward", "forward+backward"):
+                times = best_times(functions, shape, mode != "forward", options.seconds / 2)
+                table.add("per-point", what, mode, shape, c_group, window, times)
+                for name in chosen:
+                    ratio = times[name] / times["lcn"]
+                    ratios.setdefault(f"{name}, {mode}", []).append(ratio)
+                    print(f"{'':36} {name}: {ratio:.2f} of one window for all", flush=True)
+    for name, found in ratios.items():
+        mean = math.exp(statistics.fmean(map(math.log, found)))
+        table.say(
+            f"a window per point, {name}: geometric mean {mean:.2f}, worst {max(found):.2f} of "
+            "the time of one window for all"
+        )
 
 
 def measure_algorithm1(options: argparse.Namespace, table: "Table") -> None:
@@ -306,6 +343,7 @@ def measure_step(options: argparse.Namespace, table: "Table") -> None:
     for name, norm in (
         ("gn", {"name": "gn", "groups": 8}),
         ("lcn", {"name": "lcn", "c_group": 2, "window": 227}),
+        ("learned", {"name": "lcn_learned", "c_group": 2, "window": 226.5}),
     ):
         torch.manual_seed(0)
         model = convert_norm(hrnetv2("hrnetv2_w18_small_v1", num_classes=19), norm)
@@ -316,13 +354,14 @@ def measure_step(options: argparse.Namespace, table: "Table") -> None:
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(6):
         for name, model in models.items():
-            start = time.perf_counter()
+            start = clock()
             model(images).float().square().mean().backward()
             model.zero_grad()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     best = {name: min(values[1:]) for name, values in times.items()}
     table.add("step", "HRNetV2-W18-Small-v1", "training", tuple(images.shape), 2, 227, best)
     table.say(f"training step: lcn over gn {best['lcn'] / best['gn']:.2f}")
+    table.say(f"training step: learned windows over lcn {best['learned'] / best['lcn']:.2f}")
 
 
 START = """
@@ -479,6 +518,7 @@ PARTS = {
     "fixed": measure_fixed,
     "shapes": measure_shapes,
     "windows": measure_windows,
+    "per-point": measure_per_point,
     "algorithm1": measure_algorithm1,
     "layouts": measure_layouts,
     "memory": measure_memory,
@@ -505,6 +545,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
     parser.add_argument("--against", type=path_of, metavar="FILE", help="an earlier benchmark.csv")
     parser.add_argument("--small-pages", action="store_true", help="no huge pages for GroupNorm")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="for --threads 1 where other programs run: the time of this process, not the clock's",
+    )
     parser.add_argument("--output", type=path_of, default=Path("benchmark"), help="folder to write")
     options = parser.parse_args()
     keep_freed_memory()

@@ -196,6 +196,8 @@ RULES: dict[str, Rule] = {
     "norm.window": WINDOW,
     "norm.window_unit": one_of("feature", "input"),
     "norm.windows": optional(WINDOWS),
+    "norm.window_per_group": FLAG,
+    "norm.window_lr_factor": number(above=0),
     "norm.eps": number(0),
     "norm.momentum": SHARE,
     "norm.r_max": number(1),

@@ -41,7 +41,7 @@ TAKES = {
     "": "mode task.interpolation task.facts task.kind task.model.kind task.optimizer.name "
     "task.schedule.name "
     "norm.window_unit trainer.accelerator trainer.strategy trainer.precision",
-    "true": "data.holdout logger.csv logger.tensorboard logger.wandb "
+    "true": "norm.window_per_group data.holdout logger.csv logger.tensorboard logger.wandb "
     "task.optimizer.nesterov task.optimizer.decay_biases task.optimizer.decay_norms "
     "task.scale_lr trainer.deterministic trainer.progress_bar",
     "true null": "logger.offline task.model.transposed",
@@ -63,7 +63,8 @@ TAKES = {
     "words": "task.bands task.eval_splits",
     "null numbers mean": "task.mean task.std task.class_weights",
     "drops": "task.schedule.drops task.area_range",
-    "one half many huge": "data.lr_factor task.mini.lr_factor task.optimizer.lr "
+    "one half many huge": "norm.window_lr_factor data.lr_factor task.mini.lr_factor "
+    "task.optimizer.lr "
     "task.optimizer.bias_lr_factor task.box_loss_beta",
     "zero one half many huge": "task.lighting norm.alpha norm.beta norm.d_max norm.k "
     "norm.eps task.optimizer.weight_decay task.schedule.power "

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NORM_COLORS = {
     "bn": "#0072B2", "sync_bn": "#56B4E9", "gn": "#E69F00", "in": "#CC79A7", "ln": "#000000",
     "lcn": "#009E73", "lcn_released": "#D55E00", "lcn_tiled": "#F0E442",
+    "lcn_learned": "#44AA99",
     "brn": "#332288", "pn": "#882255", "lrn": "#999933", "contrast": "#AA4499",
 }  # fmt: skip
 
@@ -190,6 +191,39 @@ def bars_chart(
     figure.update_layout(barmode="group", bargap=0.25)
     height = min(940, 150 + len(shown) * (10 + 9 * len(series)))
     return _dressed(figure, height)
+
+
+def windows_chart(runs: Sequence[FinishedRun]) -> "go.Figure":
+    """Learned windows over epochs: a line per layer, rows above and columns below, log scale.
+
+    Of several runs the mean over those that have the epoch.
+    """
+    from plotly.subplots import make_subplots
+
+    titles = ("rows p (cells)", "columns q (cells)")
+    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.1, subplot_titles=titles)
+    figure.update_annotations(x=0, xanchor="left", font_size=14)
+    layers = list(dict.fromkeys(layer for run in runs for layer in run.windows))
+    for number, layer in enumerate(layers):
+        color = shaded("#44AA99", number / max(len(layers) - 1, 1) - 0.5)  # light: the first layers
+        for side in (1, 2):
+            curves = [
+                (
+                    [line[0] for line in run.windows[layer]],
+                    [line[side] for line in run.windows[layer]],
+                )
+                for run in runs
+                if layer in run.windows
+            ]
+            epochs, mean, *_ = zip(*over_seeds(curves), strict=True)
+            figure.add_scatter(
+                x=epochs, y=mean, mode="lines", line={"color": color, "width": 1.5},
+                name=html.escape(layer), showlegend=False, row=side, col=1,
+                hovertemplate="%{y:.1f}",
+            )  # fmt: skip
+    figure.update_yaxes(type="log")
+    figure.update_xaxes(title_text="epoch", row=2, col=1)
+    return _dressed(figure, 580)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tasks.evidence.charts import (
     bars_chart,
     curves_chart,
     sensitivity_chart,
+    windows_chart,
 )
 from tasks.evidence.gather import Evidence
 from tasks.evidence.rows import Row, own_rows_of, published_rows, reference, rows_of_table
@@ -71,6 +72,21 @@ def curve_charts(section: Section) -> list[Chart]:
             band = any(len(s.runs) > 1 for s in of_model)
             note = "Lines are means over seeds, bands reach from least to most." if band else ""
             charts.append(_chart(title, curves_chart(of_model, section.runs[0].primary), note))
+    return charts
+
+
+def window_charts(section: Section) -> list[Chart]:
+    """What runs of norm=lcn_learned have learned, for each network and setting apart."""
+    charts, shown = [], set()
+    for series in (s for of_table in section.series_by_table.values() for s in of_table):
+        if series.runs in shown or not any(run.windows for run in series.runs):
+            continue
+        shown.add(series.runs)
+        note = "A line per layer; darker lines lie deeper in the network."
+        if len(series.runs) > 1:
+            note += f" Means over {len(series.runs)} seeds."
+        title = f"Learned windows, {series.model}, {series.label}"
+        charts.append(_chart(title, windows_chart(series.runs), note))
     return charts
 
 

@@ -17,7 +17,7 @@ from tasks.data.plots import colorize
 from tasks.errors import write_atomically
 from tasks.evidence.claims import CLAIMS_FILE
 from tasks.evidence.gather import Evidence, all_rows
-from tasks.evidence.page_charts import bar_charts, curve_charts, sensitivity_charts
+from tasks.evidence.page_charts import bar_charts, curve_charts, sensitivity_charts, window_charts
 from tasks.evidence.page_tables import (
     audit_table,
     cost_table,
@@ -194,7 +194,7 @@ def _view(section: Section) -> dict[str, Any]:
     view = {
         "slug": section.slug,
         "title": section.title,
-        "curves": curve_charts(section),
+        "curves": curve_charts(section) + window_charts(section),
         "bars": bar_charts(section),
         "audit": audit_table(section),
         "cost": cost_table(section),

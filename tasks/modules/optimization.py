@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
+from lcn import LearnedContextNorm
 from lcn.norm_layers import named_norm_layers
 from tasks.errors import InputError
 from tasks.protocol import learning_rate
@@ -34,7 +35,11 @@ def make_optimizer(
     name = settings.pop("name")
     if name not in OPTIMIZERS:
         raise InputError(f"task.optimizer.name={name}: choose one of {', '.join(OPTIMIZERS)}")
-    optimizer = OPTIMIZERS[name](_parameter_groups(model, settings), **settings)
+    groups = _parameter_groups(model, settings)
+    windows = [m.log_growth for m in model.modules() if isinstance(m, LearnedContextNorm)]
+    if windows:
+        groups = _windows_apart(groups, windows, settings["lr"] * cfg.norm.window_lr_factor)
+    optimizer = OPTIMIZERS[name](groups, **settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(cfg.task.schedule, steps))
     return {
         "optimizer": optimizer,
@@ -63,6 +68,15 @@ def _parameter_groups(model: nn.Module, settings: dict[str, Any]) -> list[dict[s
          "lr": bias_lr, "weight_decay": bias_decay},
         {"params": [trained[key] for key in trained if key in norms], "weight_decay": norm_decay},
     ]  # fmt: skip
+
+
+def _windows_apart(
+    groups: list[dict[str, Any]], windows: list[nn.Parameter], lr: float
+) -> list[dict[str, Any]]:
+    """Learned windows in a group of their own, without weight decay, at the end."""
+    own = set(windows)
+    rest = [{**group, "params": [p for p in group["params"] if p not in own]} for group in groups]
+    return [*rest, {"params": windows, "lr": lr, "weight_decay": 0.0}]
 
 
 def _factor(schedule: DictConfig, steps: int) -> Callable[[int], float]:

@@ -52,6 +52,7 @@ class Record:
         metrics: the columns of ``metrics.csv``: a number per epoch, None where there is none.
         windowed: norm layers that see a window, and all, by phase; empty without an ``audit.csv``.
         windowed_released: those that would see one under the released layer's rule, by phase.
+        windows: windows that are learned, by layer: (epoch, p, q); empty for other norms.
     """
 
     directory: Path
@@ -59,6 +60,7 @@ class Record:
     metrics: dict[str, list[float | None]] = field(default_factory=dict)
     windowed: dict[str, tuple[int, int]] = field(default_factory=dict)
     windowed_released: dict[str, int] = field(default_factory=dict)
+    windows: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -201,7 +203,13 @@ def read_run(directory: Path) -> Record:
     """
     result = read_result(directory)
     config = read_config(directory)
-    known = (directory, config, read_metrics(directory), *read_audit(directory))
+    known = (
+        directory,
+        config,
+        read_metrics(directory),
+        *read_audit(directory),
+        read_windows(directory),
+    )
     if result is None:
         return Record(*known)
     path = directory / "result.json"
@@ -322,6 +330,27 @@ def sees_window(window: str, height: str, width: str) -> bool:
     if not (found and height.isdigit() and width.isdigit()):
         return False
     return int(found[1]) < int(height) and int(found[2]) < int(width)
+
+
+def read_windows(directory: Path) -> dict[str, list[tuple[float, float, float]]]:
+    """Learned windows by layer: (epoch, p, q), from ``windows.csv``; empty without one.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = directory / "windows.csv"
+    if not path.exists():
+        return {}
+    columns, lines = read_csv(path)
+    if columns != ["epoch", "layer", "p", "q"]:
+        damaged(path, "its columns are not epoch, layer, p, q")
+    windows: dict[str, list[tuple[float, float, float]]] = {}
+    try:
+        for epoch, layer, p, q in lines:
+            windows.setdefault(layer, []).append((float(epoch), float(p), float(q)))
+    except ValueError as error:
+        damaged(path, error)
+    return windows
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,6 +44,7 @@ from tasks.runs.callbacks import (
 from tasks.runs.directory import Run
 from tasks.runs.loggers import Dashboard, make_loggers
 from tasks.runs.provenance import read_starts, without_path, write_start
+from tasks.runs.windows import WindowHistory, bound_starts
 
 log = logging.getLogger("train")
 
@@ -83,6 +84,8 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
     history = History(run.directory / "metrics.csv", primary, run.total_batch)
     loggers = make_loggers(cfg, run)
     callbacks: list[pl.Callback] = [history]
+    if cfg.norm.name == "lcn_learned":
+        callbacks.append(WindowHistory(run.directory, cfg))
     if loggers:
         callbacks.append(Dashboard(cfg, run, history, datasets.eval))
     callbacks.append(Checkpoints(run.directory / "last.ckpt", cfg.trainer.checkpoint_minutes))
@@ -240,15 +243,9 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) ->
     columns = ("name", "kind", "channels", "height", "width", "window", "windowed")
     writer.writerow(("phase", *columns))
     sizes = {"training": training_size(cfg), "evaluation": evaluation_size(cfg, eval_set)}
-    forward: Callable[[Any, torch.Tensor], None] | None = None
-    if cfg.task.kind == "detection":  # whose forward pass needs targets, and images of whole cells
-        from tasks.models.mask_rcnn import reach_norms
-
-        forward = reach_norms
-        sizes = {
-            phase: (32 * -(-height // 32), 32 * -(-width // 32))
-            for phase, (height, width) in sizes.items()
-        }
+    forward = _reach_norms(cfg)
+    if forward is not None:  # of images of whole cells
+        sizes = {phase: _whole_cells(size) for phase, size in sizes.items()}
     for phase, size in sizes.items():
         report = audit(model, (1, len(cfg.task.bands), *size), forward=forward)
         if any(row.window for row in report):
@@ -258,6 +255,26 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) ->
     if run.is_first_process:
         write_atomically(run.directory / "audit.csv", lines.getvalue())
     log.info("")
+
+
+def _reach_norms(cfg: DictConfig) -> Callable[[Any, torch.Tensor], None] | None:
+    """How to call a detection network on an image alone, whose forward pass needs targets."""
+    if cfg.task.kind != "detection":
+        return None
+    from tasks.models.mask_rcnn import reach_norms
+
+    return reach_norms
+
+
+def _whole_cells(size: tuple[int, int]) -> tuple[int, int]:
+    return 32 * -(-size[0] // 32), 32 * -(-size[1] // 32)
+
+
+def bound_windows(cfg: DictConfig, model: nn.Module) -> None:
+    """Starts windows that are learned at most at the size of their maps in training."""
+    forward, size = _reach_norms(cfg), training_size(cfg)
+    size = size if forward is None else _whole_cells(size)
+    bound_starts(model, (1, len(cfg.task.bands), *size), forward)
 
 
 @dataclass

@@ -1,0 +1,120 @@
+"""Real windows on a CPU: as :mod:`lcn.kernels.per_point_cpu`, with windows per layer or group."""
+
+import functools
+import struct
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import huge_pages, real_window_loops, real_window_reference, threads
+from .per_point_cpu import ELEMENTS, LIMITS, planes_of, vector, working_dtype
+from .real_window_loops import JOB_FIELDS
+
+
+@functools.cache
+def _forward_body(dtype: torch.dtype) -> Any:
+    return real_window_loops.compile_forward(ELEMENTS[dtype])
+
+
+@functools.cache
+def _backward_body(dtype: torch.dtype) -> Any:
+    return real_window_loops.compile_backward(ELEMENTS[dtype])
+
+
+def _run(
+    body: Any, x: Tensor, windows: Tensor, channels_per_group: int, eps: float, **given: Tensor
+) -> Tensor:
+    """Runs the loops; returns which of the planes ``[N * G]`` they gave up on."""
+    n, c, h, w = x.shape
+    tasks = n * (c // channels_per_group)
+    flags = torch.zeros(tasks, dtype=torch.uint8)
+    fields = {f"{name}_ptr": tensor.data_ptr() for name, tensor in given.items()}
+    fields |= {"x_ptr": x.data_ptr(), "windows_ptr": windows.data_ptr()}
+    fields |= {"flags_ptr": flags.data_ptr(), "own_windows": int(windows.shape[0] > 1)}
+    fields |= {"samples": n, "channels": c, "height": h, "width": w}
+    fields |= {"per_group": channels_per_group}
+    job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
+    for name, value in (("eps", eps), ("limit", LIMITS[x.dtype])):
+        struct.pack_into("d", job, 8 * JOB_FIELDS.index(name), value)
+    threads.run(body, job.buffer_info()[0], tasks)
+    return flags.nonzero()[:, 0]
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    windows: Tensor,
+    channels_per_group: int,
+    eps: float,
+) -> Tensor:
+    """``windows`` float64 ``[1 or G, 2]``, from 1 to the map's size."""
+    values = x.to(working_dtype(x)).contiguous()
+    weight, bias = vector(weight, x, 1.0), vector(bias, x, 0.0)
+    out = huge_pages.empty_like(values, torch.contiguous_format)
+    if not x.numel():
+        return out.to(x.dtype)
+    windows = windows.contiguous()
+    given_up = _run(
+        _forward_body(values.dtype), values, windows, channels_per_group, eps,
+        weight=weight, bias=bias, out=out,
+    )  # fmt: skip
+    groups = x.shape[1] // channels_per_group
+    for plane in given_up.tolist():
+        own = slice(plane % groups * channels_per_group, (plane % groups + 1) * channels_per_group)
+        planes_of(out, channels_per_group)[plane] = real_window_reference.local_context_norm(
+            planes_of(values, channels_per_group)[plane][None], weight[own], bias[own],
+            _of_group(windows, plane % groups), channels_per_group, eps,
+        )[0]  # fmt: skip
+    return out.to(x.dtype)
+
+
+def _of_group(windows: Tensor, group: int) -> Tensor:
+    return windows[group : group + 1] if windows.shape[0] > 1 else windows
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    windows: Tensor,
+    channels_per_group: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, weight, bias and windows (these float64)."""
+    dtype = working_dtype(x)
+    values, grad = x.to(dtype).contiguous(), grad.to(dtype).contiguous()
+    weight, windows = vector(weight, x, 1.0), windows.contiguous()
+    n, c = x.shape[:2]
+    groups = c // channels_per_group
+    out = huge_pages.empty_like(values, torch.contiguous_format)
+    partial = torch.zeros(n, 2, c, dtype=torch.float64)
+    of_windows = torch.zeros(n, groups, 2, dtype=torch.float64)
+    if x.numel():
+        given_up = _run(
+            _backward_body(dtype), values, windows, channels_per_group, eps,
+            weight=weight, grad=grad, out=out, partial=partial, window_grads=of_windows,
+        )  # fmt: skip
+        for plane in given_up.tolist():
+            g = plane % groups
+            own = slice(g * channels_per_group, (g + 1) * channels_per_group)
+
+            def normalize(x: Tensor, weight: Tensor, bias: Tensor, windows: Tensor) -> Tensor:
+                return real_window_reference.local_context_norm(
+                    x, weight, bias, windows, channels_per_group, eps
+                )
+
+            inputs = (planes_of(values, channels_per_group)[plane][None], weight[own].double())
+            zeros = torch.zeros_like(inputs[1])
+            vjp = torch.func.vjp(normalize, *inputs, zeros, _of_group(windows, g))[1]
+            found = vjp(planes_of(grad, channels_per_group)[plane][None])
+            planes_of(out, channels_per_group)[plane] = found[0][0]
+            partial[plane // groups, 0, own], partial[plane // groups, 1, own] = found[1:3]
+            of_windows[plane // groups, g] = found[3][0]
+    total = partial.sum(dim=0)
+    window_grad = of_windows.sum(dim=0)
+    if windows.shape[0] == 1:
+        window_grad = window_grad.sum(dim=0, keepdim=True)
+    return out.to(x.dtype), total[0], total[1], window_grad

@@ -1,0 +1,85 @@
+"""Maps, classes or objects of images and rasters, by a trained network.
+
+python scripts/predict.py RUN photo.png folder/ scene.tif --out maps
+
+RUN is a run's directory or an export. Segmentation writes NAME_classes.tif (or .png) in colours of
+the task, classification predictions.csv. The same command again continues one that was stopped;
+several processes with the same command divide the work.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tasks.errors import InputError, say
+
+
+def main() -> None:
+    arguments = parse()
+    try:
+        if not Path(arguments.run).expanduser().is_dir():
+            raise InputError(f"{arguments.run} is no folder: give a run's directory or an export")
+        from tasks.prediction.command import predict_all
+
+        sys.exit(predict_all(arguments))
+    except InputError as error:
+        say(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:
+        say(f"error: {error.strerror}: {error.filename}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        say("stopped; the same command continues")
+        sys.exit(130)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", metavar="RUN", help="a run's directory, or an export")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", type=Path,
+                        help="PNG, JPEG, TIFF, VRT, or a folder of them")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--halo", type=halo, default=None, metavar="auto|N",
+                        help="pixels around a core (default: the network's reach)")  # fmt: skip
+    parser.add_argument("--tile", type=positive, metavar="N",
+                        help="height and width of a core (default: 512, or the image)")  # fmt: skip
+    parser.add_argument("--memory", type=amount, default=2.0, metavar="GB",
+                        help="what the tensors of a tile may take (default: 2)")  # fmt: skip
+    parser.add_argument("--bands", type=bands, metavar="1,2,3", help="in the network's order")
+    parser.add_argument("--scale", type=amount, metavar="X",
+                        help="value that becomes 1 (default: 255 or 65535)")  # fmt: skip
+    parser.add_argument("--probabilities", action="store_true", help="write them too")
+    parser.add_argument("--cog", action="store_true", help="cloud-optimized GeoTIFFs")
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--checkpoint", choices=["last"], help="of a run that has not finished")
+    return parser.parse_args()
+
+
+def halo(text: str) -> int | None:
+    if text == "auto":
+        return None
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def amount(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+def bands(text: str) -> tuple[int, ...]:
+    return tuple(positive(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What ``scripts/predict.py`` does with its inputs: one by one, the unreadable ones named."""
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from tasks.data.files import is_leftover, read_rgb
+from tasks.errors import InputError, say
+from tasks.prediction.maps import PICTURES, RASTERS, Options, predict_map
+from tasks.prediction.network import Network, load_network, predict
+from tasks.runs.directory import write_atomically
+
+
+def predict_all(arguments: argparse.Namespace) -> int:
+    """Predicts every input; returns the exit code: 0, or 2 if one of them could not be.
+
+    Raises:
+        InputError: nothing can be predicted at all.
+    """
+    paths = find_images(arguments.inputs)
+    network = load_network(arguments.run, _device(arguments.device), arguments.checkpoint)
+    options = Options(
+        arguments.halo, arguments.tile, arguments.memory * 1e9, arguments.bands, arguments.scale,
+        arguments.probabilities, arguments.cog, arguments.overwrite,
+    )  # fmt: skip
+    if network.kind == "segmentation":
+        written, failed = _maps(network, paths, arguments.out, options)
+    elif network.kind == "classification":
+        written, failed = _table(network, paths, arguments.out, options)
+    else:
+        raise InputError("networks of detection cannot be used by this command yet")
+    for path in written:
+        print(path)
+    print(f"{len(paths) - failed} of {len(paths)} images predicted, {len(written)} files written")
+    return 2 if failed else 0
+
+
+def find_images(inputs: list[Path]) -> list[Path]:
+    """The files, and those of the folders that are images.
+
+    Raises:
+        InputError: an input does not exist or is of no format that can be read, or two of them
+            would have outputs of the same name.
+    """
+    known = PICTURES | RASTERS
+    found: list[Path] = []
+    for place in inputs:
+        if place.is_dir():
+            below = sorted(p for p in place.iterdir() if p.suffix.lower() in known)
+            found += [p for p in below if not is_leftover(p.name) and p.suffix.lower() != ".vrt"]
+        elif not place.exists():
+            raise InputError(f"{place} does not exist")
+        elif place.suffix.lower() not in known:
+            raise InputError(f"{place} is of no format that can be read: {', '.join(known)}")
+        else:
+            found.append(place)
+    if not found:
+        raise InputError(f"no image in {', '.join(map(str, inputs))}")
+    stems: dict[str, Path] = {}
+    for path in found:
+        if path.stem in stems:
+            raise InputError(
+                f"{stems[path.stem]} and {path} would write the same files: predict them into "
+                "different folders"
+            )
+        stems[path.stem] = path
+    return found
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError):
+        raise InputError(f"--device {name}: this machine has no such device") from None
+
+
+def _maps(
+    network: Network, paths: list[Path], out: Path, options: Options
+) -> tuple[list[Path], int]:
+    written, failed = [], 0
+    for path in paths:
+        with tqdm(desc=path.name, unit="tile", disable=None) as bar:
+
+            def progress(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            try:
+                written += predict_map(network, path, out, options, say, progress)
+            except InputError as error:
+                failed += 1
+                say(f"left out: {error}")
+    return written, failed
+
+
+def _table(
+    network: Network, paths: list[Path], out: Path, options: Options
+) -> tuple[list[Path], int]:
+    target = out / "predictions.csv"
+    if target.exists() and not options.overwrite:
+        raise InputError(f"{target} exists; write it anew with --overwrite")
+    text, failed = io.StringIO(), 0
+    table = csv.writer(text, lineterminator="\n")
+    names = network.class_names
+    table.writerow(["image", "class", "probability", *(names if options.probabilities else ())])
+    for path in tqdm(paths, unit="image", disable=None):
+        try:
+            image = read_rgb(path, ["PNG", "JPEG", "TIFF"], "get the file again")
+            found = predict(network, image, scale=options.scale)
+        except InputError as error:
+            failed += 1
+            say(f"left out: {error}")
+            continue
+        best = int(found.argmax())
+        every = [f"{p:.6f}" for p in found] if options.probabilities else []
+        table.writerow([str(path), names[best], f"{found[best]:.6f}", *every])
+    if failed == len(paths):
+        return [], failed
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, text.getvalue())
+    return [target], failed

@@ -1,0 +1,418 @@
+"""A trained network, ready to be used: out of a run's directory or an export.
+
+network = load_network("runs/inria/unet-bn-mini-seed0-1a2b3c4d")
+classes = predict(network, image)          # uint8 [H, W, bands] to uint8 [H, W]
+"""
+
+import math
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lcn import audit
+from lcn.audit import Audit
+from tasks.errors import InputError
+from tasks.models import build_model, scaled_norm
+from tasks.models.checkpoint import load_weights
+from tasks.prediction.masked import statistics_of
+from tasks.prediction.tiling import Pair, Tile, Tiling, core_of, round_up
+from tasks.protocol import TaskFacts, norm_label, task_facts
+from tasks.runs.record import FinishedRun, Record, read_run
+
+EXPORTED = "model.safetensors"
+DEFAULT_CORE = 512
+DEFAULT_MEMORY = 2 * 2**30
+_SCALES = {"uint8": 255.0, "uint16": 65535.0}
+
+
+class Network(nn.Module):
+    """A network with all that is needed to use it, in evaluation mode.
+
+    Args:
+        model: the network itself.
+        cfg: the configuration it was trained with.
+
+    Attributes:
+        kind: segmentation, classification or detection.
+        class_names: in the order of the class ids; of detection, of labels 1, 2, ...
+        facts: of the task: titles and colours.
+        bands: names of the input's bands, in order.
+        norm: its norm layers' configuration.
+    """
+
+    def __init__(self, model: nn.Module, cfg: DictConfig):
+        super().__init__()
+        self.model, self.cfg = model, cfg
+        self.kind: str = cfg.task.kind
+        self.bands = [str(band) for band in cfg.task.bands]
+        self.class_names = [str(name) for name in cfg.task.class_names or ()]
+        self.norm = scaled_norm(cfg)
+        count = len(self.bands)
+        mean, std = cfg.task.mean or [0.0] * count, cfg.task.std or [1.0] * count
+        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
+        self._audits: dict[tuple[int, int], Audit] = {}
+        self.eval().requires_grad_(False)
+
+    @property
+    def facts(self) -> TaskFacts:
+        return task_facts(self.cfg.task.name)
+
+    @property
+    def label(self) -> str:
+        """The norm's short name."""
+        return norm_label(self.norm)
+
+    @property
+    def device(self) -> torch.device:
+        return cast(Tensor, self.mean).device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized images [N, bands, H, W] to logits; of segmentation at the images' own size."""
+        logits = self.model(images.to(cast(Tensor, self.mean).dtype))
+        if self.kind != "segmentation" or logits.shape[-2:] == images.shape[-2:]:
+            return logits
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def prepare(self, image: np.ndarray, scale: float | None = None) -> Tensor:
+        """[H, W, bands] to the network's input, float32 [bands, H, W] on its device.
+
+        Args:
+            image: uint8, uint16 or float.
+            scale: the value that becomes 1 before mean and standard deviation are applied; by
+                default 255 of uint8, 65535 of uint16 and 1 of float.
+
+        Raises:
+            InputError: another number of bands, or another dtype.
+        """
+        if image.ndim != 3 or image.shape[2] != len(self.bands):
+            shape = " x ".join(map(str, image.shape))
+            raise InputError(
+                f"an image of {shape} does not fit: this network takes {len(self.bands)} bands "
+                f"({', '.join(self.bands)}), [height, width, {len(self.bands)}]; choose them with "
+                "--bands"
+            )
+        kind = image.dtype.name
+        if kind not in _SCALES and not np.issubdtype(image.dtype, np.floating):
+            raise InputError(f"{kind} is not supported: give uint8, uint16 or floating point")
+        values = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).to(self.device)
+        values = values / (scale or _SCALES.get(kind, 1.0))
+        return (values - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits of a segmentation to probabilities [N, classes, H, W]."""
+        if self.cfg.task.outputs == 1:
+            yes = logits.sigmoid()
+            return torch.cat([1 - yes, yes], dim=1)
+        return logits[:, : self.cfg.task.num_classes].softmax(1)
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Logits of a segmentation to class ids, uint8 [N, H, W]."""
+        if self.cfg.task.outputs == 1:
+            return (logits[:, 0] > 0).to(torch.uint8)
+        return logits[:, : self.cfg.task.num_classes].argmax(1).to(torch.uint8)
+
+    @cached_property
+    def stride(self) -> Pair:
+        """Rows and columns that tiles begin at multiples of: the total stride."""
+        for side in (256, 960, 1024):  # HRNet's is told at a multiple of it alone
+            found = self._audited((side, side)).total_stride
+            if found is not None:
+                return found
+        raise InputError(
+            f"{self.cfg.task.model.name} with {self.label} has no total stride that is known: "
+            "tiles of it cannot be placed"
+        )
+
+    def audit(self, size: Pair) -> Audit:
+        """`lcn.audit` of this network on an image of this size, after padding."""
+        padded = tuple(round_up(side, of) for side, of in zip(size, self.stride, strict=True))
+        return self._audited((padded[0], padded[1]))
+
+    def _audited(self, size: Pair) -> Audit:
+        if size not in self._audits:
+            self._audits[size] = audit(self, (1, len(self.bands), *size))
+        return self._audits[size]
+
+    @cached_property
+    def bytes_per_pixel(self) -> float:
+        """Memory of the tensors that live at once, per pixel of a tile: measured on a small one."""
+        sides = [max(of, round_up(256, of)) for of in self.stride]
+        with torch.inference_mode(), _PeakOfTensors() as memory:
+            self(torch.zeros(1, len(self.bands), *sides, device=self.device))
+        return memory.peak / (sides[0] * sides[1])
+
+
+class _PeakOfTensors(TorchDispatchMode):
+    """The most bytes that tensors made inside have at once, without operators' own buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self._seen:
+                    self._seen.add(key)
+                    self._now += storage.nbytes()
+                    weakref.finalize(storage, self._freed, key, storage.nbytes())
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def _freed(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._now -= size
+
+
+def load_network(
+    run: str | Path, device: str | torch.device = "cpu", checkpoint: str | None = None
+) -> Network:
+    """The trained network of a run or of an export, in evaluation mode.
+
+    Args:
+        run: a run's directory, or a folder with ``config.yaml`` and ``model.safetensors``.
+        device: where it computes.
+        checkpoint: ``"last"`` takes a run that has not finished at its last checkpoint.
+
+    Raises:
+        InputError: no such run, one that has not finished, or a damaged one.
+    """
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: give a run's directory or an export")
+    if checkpoint not in (None, "last"):
+        raise InputError(f"checkpoint {checkpoint}: only last can be chosen")
+    exported = folder / EXPORTED
+    record = _read(folder, exported.exists())
+    if not exported.exists() and not isinstance(record, FinishedRun) and checkpoint != "last":
+        raise InputError(
+            f"{folder} has not finished; use its last checkpoint with --checkpoint last, or give "
+            "its training command again"
+        )
+    cfg = record.cfg
+    cfg.task.model.pretrained = None  # all weights come from the run
+    if "backbone_checkpoint" in cfg.task:
+        cfg.task.backbone_checkpoint = None
+    if cfg.task.num_classes is None:
+        raise InputError(f"{folder}/config.yaml does not say the classes: it was never started")
+    model = build_model(cfg)
+    if exported.exists():
+        _load_exported(model, exported)
+    else:
+        load_weights(model, str(folder / "last.ckpt"), scaled_norm(cfg))
+    return Network(model, cfg).to(device)
+
+
+def _read(folder: Path, exported: bool) -> Record:
+    from tasks.runs.record import read_config
+
+    return Record(folder, read_config(folder)) if exported else read_run(folder)
+
+
+def _load_exported(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be loaded ({reason}); export the run again") from None
+
+
+# Tiles
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an image is cut, whether that is exact, and a sentence that says it."""
+
+    tiling: Tiling
+    exact: bool
+    message: str
+
+
+def choose_tiling(
+    network: Network,
+    size: Pair,
+    halo: int | None = None,
+    core: int | None = None,
+    memory: float = DEFAULT_MEMORY,
+    shift: Pair = (0, 0),
+) -> Choice:
+    """Tiles for an image of a size.
+
+    Args:
+        network: a segmentation.
+        size: height and width of the image.
+        halo: pixels around a core; None: the network's reach if such a tile fits the memory, else
+            the largest halo that does. Then an image that fits it whole is one tile.
+        core: height and width of a core; by default 512.
+        memory: bytes that the tensors of a tile may take.
+        shift: see `Tiling`.
+
+    Raises:
+        InputError: not even a tile without a halo fits the memory.
+    """
+    stride, reach = network.stride, network.audit(size).reach
+    pixels = memory / network.bytes_per_pixel
+
+    def cut(pair: Pair, side: int | None = core or DEFAULT_CORE) -> Tiling:
+        return Tiling(size, None if side is None else (side, side), pair, stride, shift)
+
+    def fits(tiling: Tiling) -> bool:
+        return math.prod(tiling.largest) <= pixels
+
+    if halo is not None:
+        tiling = cut((halo, halo))
+    elif core is None and fits(cut((0, 0), None)):
+        tiling = cut((0, 0), None)
+    else:
+        tiling = _largest_halo(cut, fits, reach, size, stride)
+    exact = tiling.is_exact(reach)
+    return Choice(tiling, exact, _explained(network, tiling, reach, exact))
+
+
+def _largest_halo(cut: Any, fits: Any, reach: Any, size: Pair, stride: Pair) -> Tiling:
+    wanted = [
+        min(side, round_up(side if reach is None or math.isinf(r) else math.ceil(r), of))
+        for side, of, r in zip(size, stride, reach or (math.inf, math.inf), strict=True)
+    ]
+    if fits(cut((wanted[0], wanted[1]))):
+        return cut((wanted[0], wanted[1]))
+    step = math.lcm(*stride)
+    low, high = 0, max(wanted) // step
+    while low < high:  # the largest that fits
+        middle = (low + high + 1) // 2
+        if fits(cut((middle * step, middle * step))):
+            low = middle
+        else:
+            high = middle - 1
+    found = cut((low * step, low * step))
+    if not fits(found):
+        height, width = found.largest
+        raise InputError(
+            f"a tile of {height} x {width} pixels does not fit the memory: lower --tile or raise "
+            "--memory"
+        )
+    return found
+
+
+def _explained(network: Network, tiling: Tiling, reach: Any, exact: bool) -> str:
+    if len(tiling) == 1:
+        return "exact: the whole image at once"
+    halo = max(round_up(h, s) for h, s in zip(tiling.halo, tiling.stride, strict=True))
+    count = f"{len(tiling)} tiles with a halo of {halo} pixels"
+    if exact:
+        return f"exact: {count}, the network's reach is {max(reach):g}"
+    if reach is None:
+        return f"not known to be exact: {count}, the network's reach is not known"
+    found = network.audit(tiling.size).network
+    if math.isinf(max(reach)):
+        names = list(found.unlimited_by)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return (
+            f"not exact: {count}, and no halo is enough: {', '.join(names[:3])}{more} of "
+            f"{network.label} see the whole map; expect classes to change with the tiles"
+        )
+    return (
+        f"not exact: {count}, the network's reach is {max(reach):g}; expect some classes to change "
+        "with the tiles, or raise --memory"
+    )
+
+
+def predict(
+    network: Network,
+    image: np.ndarray,
+    *,
+    halo: int | None = None,
+    core: int | None = None,
+    memory: float = DEFAULT_MEMORY,
+    shift: Pair = (0, 0),
+    probabilities: bool = False,
+    scale: float | None = None,
+) -> np.ndarray:
+    """What the network says of an image [H, W, bands]; for the options see `choose_tiling`.
+
+    Returns:
+        Segmentation: class ids, uint8 [H, W], or probabilities, float32 [classes, H, W].
+        Classification: probabilities, float32 [classes].
+
+    Raises:
+        InputError: the image does not fit the network.
+    """
+    if network.kind == "classification":
+        return _classify(network, image, scale)
+    if network.kind != "segmentation":
+        raise InputError("predict gives maps and classes; of detection use `detect`")
+    network.prepare(image[:1, :1], scale)
+    tiling = choose_tiling(network, image.shape[:2], halo, core, memory, shift).tiling
+    height, width = image.shape[:2]
+    count = len(network.class_names) or network.cfg.task.num_classes
+    shape = (count, height, width) if probabilities else (height, width)
+    result = np.empty(shape, dtype=np.float32 if probabilities else np.uint8)
+    for tile in tiling:
+        window, core_ = tile.window, tile.core
+        bottom, right = window.top + window.height, window.left + window.width
+        part = image[window.top : bottom, window.left : right]
+        found = predict_tile(network, part, tile, probabilities, scale)
+        rows = slice(core_.top, core_.top + core_.height)
+        result[..., rows, core_.left : core_.left + core_.width] = found
+    return result
+
+
+def predict_tile(
+    network: Network,
+    part: np.ndarray,
+    tile: Tile,
+    probabilities: bool = False,
+    scale: float | None = None,
+    valid: np.ndarray | None = None,
+) -> np.ndarray:
+    """The result in a tile's core.
+
+    Args:
+        part: what the image has of the tile's window, [h, w, bands]; padded here to the window.
+        valid: which pixels of it have data, bool [h, w]; None: all. The others are 0 in the
+            network's input, the mean of the training images, and take no part in the statistics of
+            the norm layers.
+    """
+    missing = (tile.window.height - part.shape[0], tile.window.width - part.shape[1])
+    padding = ((0, missing[0]), (0, missing[1]))
+    padded = np.pad(part, (*padding, (0, 0)), mode="edge")
+    with torch.inference_mode():
+        images = network.prepare(padded, scale)[None]
+        if valid is None:
+            logits = network(images)
+        else:
+            known = torch.from_numpy(np.pad(valid, padding, mode="edge")).to(network.device)
+            with statistics_of(network, known):
+                logits = network(images.masked_fill(~known, 0.0))
+        logits = logits[(slice(None), slice(None), *core_of(tile.window, tile.core))]
+        found = network.probabilities(logits) if probabilities else network.decide(logits)
+        return found[0].cpu().numpy()
+
+
+def _classify(network: Network, image: np.ndarray, scale: float | None) -> np.ndarray:
+    """As the evaluation does: the shorter side resized, then the centre."""
+    from torchvision.transforms.v2 import functional as VF
+
+    options = network.cfg.data
+    with torch.inference_mode():
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+        pixels = VF.center_crop(VF.resize(pixels, [options.resize]), list(options.crop))
+        logits = network(network.prepare(pixels.permute(1, 2, 0).numpy(), scale)[None])
+        return logits.softmax(1)[0].cpu().numpy()

@@ -1,0 +1,124 @@
+"""Where a large image is cut: pure arithmetic, no torch.
+
+A network's *whole result* is defined on the image padded at the right and bottom, by repeating its
+last row and column, to multiples of the network's total stride (networks that resize to given
+sizes, such as HRNet, are the same at all such sizes, and at no others). Tiles lie inside the padded
+image, begin and end at multiples of the stride, and end where the padded image ends: at a true
+border the network sees what it sees in the whole image. So a tile's core is the whole result's as
+soon as the halo is at least the network's reach.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tasks.data.tiles import Place, core_of
+
+__all__ = ["Place", "Tile", "Tiling", "core_of", "cut_axis", "round_up"]
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of the padded image, ``window``, and the part of the image it decides, ``core``."""
+
+    index: int
+    window: Place
+    core: Place
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """All tiles of an image, row by row; pairs are of rows and columns, in pixels.
+
+    Args:
+        size: of the image.
+        core: of a tile; rounded up to a multiple of the stride. None: the whole image is one tile.
+        halo: around the core, on each side; rounded up to a multiple of the stride.
+        stride: the network's total stride.
+        shift: what the first core of each axis is shorter by; rounded down to a multiple of the
+            stride. Another shift cuts the same image elsewhere.
+    """
+
+    size: Pair
+    core: Pair | None
+    halo: Pair
+    stride: Pair
+    shift: Pair = (0, 0)
+
+    @property
+    def padded(self) -> Pair:
+        """Size of the padded image."""
+        return round_up(self.size[0], self.stride[0]), round_up(self.size[1], self.stride[1])
+
+    @property
+    def bands(self) -> list[list[Tile]]:
+        """The tiles by rows of tiles, from the top."""
+        rows, columns = self._axis(0), self._axis(1)
+        return [
+            [
+                Tile(row * len(columns) + column, _place(r[:2], c[:2]), _place(r[2:], c[2:]))
+                for column, c in enumerate(columns)
+            ]
+            for row, r in enumerate(rows)
+        ]
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (tile for band in self.bands for tile in band)
+
+    def __len__(self) -> int:
+        return len(self._axis(0)) * len(self._axis(1))
+
+    @property
+    def largest(self) -> Pair:
+        """Height and width of the largest tile."""
+        height, width = (max(end - start for start, end, *_ in self._axis(axis)) for axis in (0, 1))
+        return height, width
+
+    def is_exact(self, reach: tuple[float, float] | None) -> bool:
+        """Whether tiles give the whole result: a tile's border is the image's own or
+        at least the reach away from the core.
+
+        Args:
+            reach: of the network, None if it is not known.
+        """
+        return all(
+            (start == 0 or core_start - start >= far)
+            and (end >= self.size[axis] or end - core_end >= far)
+            for axis, far in enumerate(reach or (math.inf, math.inf))
+            for start, end, core_start, core_end in self._axis(axis)
+        )
+
+    def _axis(self, axis: int) -> list[tuple[int, int, int, int]]:
+        core = self.core[axis] if self.core else self.size[axis]
+        return cut_axis(self.size[axis], core, self.halo[axis], self.stride[axis], self.shift[axis])
+
+
+def cut_axis(
+    length: int, core: int, halo: int, stride: int, shift: int = 0
+) -> list[tuple[int, int, int, int]]:
+    """Tiles along one axis: (start, end, core start, core end) each, see `Tiling`.
+
+    Cores have neither gap nor overlap and end at ``length``; tiles end at its next multiple of
+    ``stride`` at the latest.
+    """
+    if min(length, core, stride) < 1 or halo < 0:
+        raise ValueError(f"length {length}, core {core} and stride {stride} must be at least 1")
+    core, halo = round_up(core, stride), round_up(halo, stride)
+    shift = shift % core // stride * stride
+    end = round_up(length, stride)
+    starts = [0, *range(core - shift, length, core)]
+    return [
+        (max(0, start - halo), min(end, stop + halo), start, min(stop, length))
+        for start, stop in zip(starts, [*starts[1:], end], strict=True)
+    ]
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple
+
+
+def _place(rows: tuple[int, int], columns: tuple[int, int]) -> Place:
+    return Place(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])

@@ -1,0 +1,195 @@
+"""Maps of images and rasters by a run, as files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
+from PIL import Image
+from rasterio.transform import from_origin
+from safetensors.torch import save_file
+
+from lcn import LocalContextNorm
+from tasks.config import compose
+from tasks.errors import InputError
+from tasks.models import build_model
+from tasks.prediction.maps import NODATA, Options, predict_map
+from tasks.prediction.masked import masked_norm
+from tasks.prediction.network import Network, load_network, predict
+
+
+def make_export(folder: Path, *overrides: str) -> Path:
+    cfg = compose(["task=inria", "task.model.widths=[4,4]", "trainer=cpu", *overrides])
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    save_file(build_model(cfg).state_dict(), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> Path:
+    return make_export(tmp_path_factory.mktemp("export") / "bn", "norm=bn")
+
+
+@pytest.fixture(scope="module")
+def network(export) -> Network:
+    return load_network(export)
+
+
+def write_raster(path: Path, image: np.ndarray, **options) -> Path:
+    profile = {"crs": "EPSG:32633", "transform": from_origin(5e5, 4e6, 0.3, 0.3), **options}
+    with rasterio.open(
+        path, "w", driver="GTiff", height=image.shape[0], width=image.shape[1],
+        count=image.shape[2], dtype=image.dtype, **profile,
+    ) as file:  # fmt: skip
+        file.write(np.moveaxis(image, -1, 0))
+    return path
+
+
+def noise(height: int, width: int, bands: int = 3) -> np.ndarray:
+    return np.random.default_rng(3).integers(1, 256, (height, width, bands), dtype=np.uint8)
+
+
+def run(network, path, out, **options):
+    said = []
+    written = predict_map(network, path, out, Options(**options), said.append, lambda *_: None)
+    return written, said
+
+
+@pytest.mark.parametrize("cog", [False, True])
+def test_a_rasters_map_keeps_place_and_colours_and_equals_the_whole_image(network, tmp_path, cog):
+    image = noise(1100, 1203)
+    path = write_raster(tmp_path / "scene.tif", image)
+    (target,), said = run(network, path, tmp_path / "out", core=256, cog=cog)
+    assert "exact" in said[0]
+    assert "not" not in said[0]
+    with rasterio.open(target) as file, rasterio.open(path) as source:
+        assert (file.crs, file.transform) == (source.crs, source.transform)
+        assert file.nodata == NODATA
+        assert file.compression.value == "DEFLATE"
+        assert file.is_tiled
+        assert file.colormap(1)[1] == (255, 255, 255, 255)
+        np.testing.assert_array_equal(file.read(1), predict(network, image))
+        layout = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT")
+        assert (layout == "COG", bool(file.overviews(1))) == (cog, cog)
+    assert [p.name for p in (tmp_path / "out").glob("*.tif")] == ["scene_classes.tif"]
+    assert not list((tmp_path / "out").glob("*.parts"))
+
+
+def test_a_stopped_prediction_continues_to_the_same_bytes(network, tmp_path):
+    path = write_raster(tmp_path / "scene.tif", noise(300, 260))
+    (straight,), _ = run(network, path, tmp_path / "straight", core=64)
+    calls = 0
+
+    def stop(done, total):
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_map(network, path, tmp_path / "out", Options(core=64), lambda _: None, stop)
+    assert not (tmp_path / "out" / "scene_classes.tif").exists()
+    assert (tmp_path / "out" / ".scene.parts" / "000000.tif").exists()
+    with pytest.raises(InputError, match="another prediction"):
+        run(network, path, tmp_path / "out", core=96)
+    (continued,), _ = run(network, path, tmp_path / "out", core=64)
+    assert continued.read_bytes() == straight.read_bytes()
+
+
+def test_pixels_without_data_are_not_predicted_and_do_not_matter(tmp_path):
+    net = load_network(make_export(tmp_path / "lcn", "norm=lcn", "norm.window=9"))
+    image = noise(130, 150)
+    image[40:90, 30:100] = 0
+    path = write_raster(tmp_path / "a.tif", image, nodata=0)
+    other = np.where((image == 0), 200, image).astype(np.uint8)
+    masked = write_raster(tmp_path / "b.tif", other, tiled=True, blockxsize=32, blockysize=32)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(masked, "r+") as file:
+        file.write_mask((image != 0).any(-1))
+    results = []
+    for source in (path, masked):
+        (target,), _ = run(net, source, tmp_path / "out", core=32)
+        with rasterio.open(target) as file:
+            results.append(file.read(1))
+    np.testing.assert_array_equal(results[0] == NODATA, (image == 0).all(-1))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("window", [5, (3, 40), "all"])
+def test_masked_statistics_are_those_of_the_known_cells(window):
+    layer = LocalContextNorm(4, 2, window)
+    torch.nn.init.normal_(layer.weight)
+    x, known = torch.randn(1, 4, 12, 15), torch.rand(12, 15) > 0.4
+    found = masked_norm(layer, x, known)
+    p, q = (12, 15) if window == "all" else (window, window) if window == 5 else (3, 15)
+    for i, j in [(0, 0), (6, 7), (11, 14), (3, 13)]:
+        top, left = min(max(i - p // 2, 0), 12 - p), min(max(j - q // 2, 0), 15 - q)
+        inside = known[top : top + p, left : left + q]
+        for c in range(4):
+            group = x[0, c // 2 * 2 : c // 2 * 2 + 2, top : top + p, left : left + q].double()
+            values = group[:, inside]
+            want = (x[0, c, i, j] - values.mean()) / (values.var(correction=0) + 1e-5).sqrt()
+            want = (want * layer.weight[c] + layer.bias[c]) * known[i, j]
+            torch.testing.assert_close(found[0, c, i, j], want.float())
+    everything = masked_norm(layer, x, torch.ones(12, 15, dtype=torch.bool))
+    torch.testing.assert_close(everything, layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_the_command_names_what_it_cannot_read_and_goes_on(export, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise(70, 53)).save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "cut.tif").write_bytes(b"II*\0 cut")
+    write_raster(tmp_path / "in" / "five.tif", noise(40, 40, 5))
+    command = [sys.executable, "scripts/predict.py", export, tmp_path / "in", "--out"]
+    done = subprocess.run(
+        [*map(str, command), str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "left out" in done.stderr
+    assert "cut.tif" in done.stderr
+    assert "five.tif has 5 bands; this network takes 3" in done.stderr
+    assert "1 of 3 images predicted" in done.stdout
+    classes = np.asarray(Image.open(tmp_path / "out" / "good_classes.png"))
+    assert classes.shape == (70, 53)
+    assert (tmp_path / "out" / "good_color.png").exists()
+
+
+def test_probabilities_sum_to_one_and_agree_with_the_classes(network, tmp_path):
+    path = write_raster(tmp_path / "scene.tif", noise(90, 70))
+    (classes, shares), _ = run(network, path, tmp_path / "out", core=32, probabilities=True)
+    with rasterio.open(classes) as file, rasterio.open(shares) as other:
+        values = other.read()
+        np.testing.assert_allclose(values.sum(0), 1, atol=1e-5)
+        np.testing.assert_array_equal(values.argmax(0), file.read(1))
+    with pytest.raises(InputError, match="--overwrite"):
+        run(network, path, tmp_path / "out", core=32)
+
+
+def test_bands_are_chosen_and_sixteen_bits_scaled(network, tmp_path):
+    image = noise(50, 60)
+    wide = (image[..., ::-1].astype(np.uint16)) * 10
+    path = write_raster(tmp_path / "wide.tif", wide)
+    (target,), _ = run(network, path, tmp_path / "out", bands=(3, 2, 1), scale=2550.0)
+    with rasterio.open(target) as file:
+        np.testing.assert_array_equal(file.read(1), predict(network, image))
+
+
+def test_a_run_that_has_not_finished_is_used_only_if_told(tmp_path):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    cfg = compose(["task=inria", "task.model.widths=[4,4]", "trainer=cpu", "norm=bn"])
+    (run_folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    weights = {f"model.{k}": v for k, v in build_model(cfg).state_dict().items()}
+    norm = {**OmegaConf.to_container(cfg.norm)}
+    torch.save({"state_dict": weights, "norm": norm}, run_folder / "last.ckpt")
+    with pytest.raises(InputError, match="--checkpoint last"):
+        load_network(run_folder)
+    assert load_network(run_folder, checkpoint="last").bands == ["red", "green", "blue"]
