@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -120,10 +121,11 @@ def logged(directory) -> OfflineRun:
     return logged
 
 
-def test_wandb_groups_runs_by_table_norm_and_task(logged, directory):
-    assert logged.run.run_group == "table1"
+def test_wandb_groups_seeds_and_tells_table_norm_and_task(logged, directory):
+    task, name = directory.parent.name, re.sub("-seed0-.*", "", directory.name)
+    assert re.fullmatch(rf"{task}-{name}-[0-9a-f]{{8}}", logged.run.run_group)
     assert logged.run.job_type == "gn_g16"
-    assert list(logged.run.tags) == ["cityscapes", "full", "gn"]
+    assert list(logged.run.tags) == ["cityscapes", "full", "gn", "table1"]
     assert logged.run.display_name == directory.name
     assert logged.run.project == "lcn"
 

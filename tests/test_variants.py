@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from lcn import audit
 from tasks.config import compose
 from tasks.errors import InputError
-from tasks.evidence.gather import gather
+from tasks.evidence.gather import all_rows, gather
 from tasks.evidence.page_tables import score_tables
-from tasks.evidence.rows import all_rows, published_rows, reference, variant_rows
+from tasks.evidence.rows import published_rows, reference, variant_rows
 from tasks.evidence.tables import csv_text, readme_text
 from tasks.models import build_model
 from tasks.models.mask_rcnn import reach_norms

@@ -234,7 +234,7 @@ class Point:
     ours: float | None
     interval: tuple[float, float] | None
     n: int
-    paper: float
+    paper: float | None
 
 
 def sensitivity_chart(
@@ -248,12 +248,14 @@ def sensitivity_chart(
 
     figure = go.Figure()
     place = [point.x for point in points]
-    figure.add_scatter(
+    if any(point.paper is not None for point in points):
+        figure.add_scatter(
         x=place, y=[point.paper for point in points], name="paper", mode="lines+markers",
         line={"color": PAPER.color, "dash": PAPER.dash},
         marker={"symbol": PAPER.symbol, "size": 9}, hovertemplate="paper: %{y:+.2f}<extra></extra>",
     )  # fmt: skip
-    reach = [(p.interval[1] - p.interval[0]) / 2 if p.interval else None for p in points]
+    reach = [p.interval[1] - (p.ours or 0) if p.interval else None for p in points]
+    below = [(p.ours or 0) - p.interval[0] if p.interval else None for p in points]
     texts = [
         f"ours: {p.ours or 0:+.2f}, n {p.n}"
         + (f", 95 % interval {p.interval[0]:+.2f} to {p.interval[1]:+.2f}" if p.interval else "")
@@ -262,7 +264,8 @@ def sensitivity_chart(
     figure.add_scatter(
         x=place, y=[point.ours for point in points], name="ours", mode="lines+markers",
         line={"color": norm_color(norm), "width": 2}, marker={"size": 9},
-        error_y={"array": reach, "thickness": 1.5, "width": 5}, text=texts,
+        error_y={"array": reach, "arrayminus": below, "symmetric": False, "thickness": 1.5,
+                 "width": 5}, text=texts,
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     figure.add_hline(0, line={"color": TEXT, "width": 1})

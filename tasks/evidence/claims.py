@@ -1,181 +1,204 @@
-"""The claims of the paper, and whether runs bear them out."""
+"""The claims of the paper, as ``results/claims.yaml`` lists them, and what is wrong with it."""
 
-import statistics
-from collections.abc import Iterable
+import functools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from tasks.evidence.gather import Evidence
-from tasks.evidence.rows import SCALES, Row, published_rows
-from tasks.evidence.statistics import Difference, paired_difference
+from tasks.config import ROOT, compose
+from tasks.errors import InputError
+from tasks.evidence.rows import Row, own_tasks, page_of, row_named
+from tasks.runs.files import read_yaml
 
-HOLDS, DOES_NOT, CANNOT_TELL = "holds", "does not", "cannot tell"
+CLAIMS_FILE = ROOT / "results" / "claims.yaml"
 
+ORDER, EQUAL, CHECK, OPEN = KINDS = ("order", "equal", "check", "open")
 
-def contrast(
-    evidence: Evidence, scale: str, first: Iterable[Row], second: Iterable[Row], metric: str
-) -> Difference | None:
-    """Mean of the first rows minus mean of the second, paired by seed; None without a common seed.
+KEYS: dict[str, tuple[set[str], set[str]]] = {
+    ORDER: ({"contrasts"}, {"metric", "pages"}),
+    EQUAL: ({"contrasts", "margin", "why"}, {"metric", "pages"}),
+    CHECK: ({"check"}, set()),
+    OPEN: ({"why"}, set()),
+}
+"""Of each kind, the keys that it must have and those that it may have, beside `COMMON`."""
 
-    In units of the metric: of an error, a negative difference is in favour of the first.
-    """
-    sides = [[evidence.scores(scale, row, metric) for row in rows] for rows in (first, second)]
-    seeds = set.intersection(*(set(scores) for side in sides for scores in side))
-    if not seeds:
-        return None
-    means = [
-        {seed: statistics.fmean(scores[seed] for scores in side) for seed in seeds}
-        for side in sides
-    ]
-    return paired_difference([means[0][seed] - means[1][seed] for seed in sorted(seeds)])
+COMMON = ("id", "says", "quote", "section", "kind")
+
+Side = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says of the primary metric of some rows, as contrasts between experiments.
+    """A claim; what its parts mean stands at the head of the file."""
 
-    Without a margin: in each contrast the mean of the first is better than that of the second. With
-    one: it lies within plus or minus the margin, in percentage points.
-    """
-
-    table: int
-    text: str
-    contrasts: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    id: str
+    says: str
+    quote: str
+    section: str
+    kind: str
+    table: int = 0
+    contrasts: tuple[tuple[Side, Side], ...] = ()
+    metric: tuple[str, ...] = ()
     margin: float | None = None
+    why: str = ""
+    check: str = ""
+    pages: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[str]:
+        """The names of its rows, each once."""
+        return list(dict.fromkeys(n for pair in self.contrasts for side in pair for n in side))
+
+    @property
+    def text(self) -> str:
+        return self.says if self.margin is None else f"{self.says} (within ±{self.margin:g})"
+
+    def is_of(self, page: str) -> bool:
+        """Whether its rows can be run on a page."""
+        if not self.contrasts or (self.pages and page not in self.pages):
+            return False
+        task = row_named(self.rows[0]).task
+        return page in {page_of(task, data) for data in ("mini", "full")}
 
 
-def _each(first: str, *others: str) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    return tuple(((first,), (other,)) for other in others)
+@functools.cache
+def claims() -> tuple[Claim, ...]:
+    """The paper's claims in the order of the file.
 
-
-LARGE_WINDOWS = ("table4_w383", "table4_w511", "table4_all")
-
-CLAIMS = (
-    Claim(1, "LCN over GN, HRNetV2-W48", _each("table1_w48_lcn", "table1_w48_gn")),
-    Claim(1, "LCN over BN, HRNetV2-W48", _each("table1_w48_lcn", "table1_w48_bn")),
-    Claim(1, "LCN over GN, HRNetV2-W18", _each("table1_w18_lcn", "table1_w18_gn")),
-    Claim(1, "LCN over BN, HRNetV2-W18", _each("table1_w18_lcn", "table1_w18_bn")),
-    Claim(
-        1,
-        "LCN over IN and LN, HRNetV2-W18",
-        _each("table1_w18_lcn", "table1_w18_in", "table1_w18_ln"),
-    ),
-    Claim(
-        2,
-        "GN is best with 16 groups",
-        _each("table2_g16", "table2_g1", "table2_g2", "table2_g4", "table2_g8", "table2_gC"),
-    ),
-    Claim(
-        3,
-        "LCN is fairly flat over channels per group",
-        _each("table3_c2", "table3_c4", "table3_c8", "table3_c16")
-        + _each("table3_c4", "table3_c8", "table3_c16")
-        + _each("table3_c8", "table3_c16"),
-        margin=2.0,  # the published rows, "fairly stable", are within 1.66
-    ),
-    Claim(
-        3,
-        "LCN is best with 2 channels per group",
-        _each("table3_c2", "table3_c4", "table3_c8", "table3_c16"),
-    ),
-    Claim(
-        4,
-        "LCN falls with large windows: 199, 227, 255 over 383, 511, all",
-        ((("table4_w199", "table4_w227", "table4_w255"), LARGE_WINDOWS),),
-    ),
-    Claim(
-        4,
-        "LCN with a large window is close to GN",
-        tuple(((window,), ("table1_w18_gn",)) for window in LARGE_WINDOWS),
-        margin=0.5,  # the published rows are within 0.28
-    ),
-    Claim(5, "LCN over GN, COCO", _each("table5_lcn", "table5_gn")),
-    Claim(5, "LCN over BN, COCO", _each("table5_lcn", "table5_bn")),
-    Claim(
-        6,
-        "LCN is about equal to GN, ImageNet",
-        _each("table6_lcn", "table6_gn"),
-        margin=0.5,  # the published rows are within 0.01
-    ),
-    Claim(7, "LCN over GN, INRIA overall", _each("table7_lcn", "table7_gn")),
-    Claim(7, "LCN over BN, INRIA overall", _each("table7_lcn", "table7_bn")),
-    Claim(8, "LCN over GN, Chesapeake", _each("table8_lcn", "table8_gn")),
-    Claim(8, "BN slightly over LCN, Chesapeake", _each("table8_bn", "table8_lcn")),
-)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A contrast of a claim; its difference is None if its rows have no seed in common."""
-
-    what: str
-    difference: Difference | None
-    published: float
-    outcome: str
-
-    def __str__(self) -> str:
-        found = (
-            "not run with a common seed"
-            if self.difference is None
-            else f"{self.difference}, n {self.difference.n}"
-        )
-        return f"{self.what}: {found}"
-
-
-def judge(claim: Claim, evidence: Evidence, scale: str) -> tuple[str, list[Finding]]:
-    """Whether a claim holds: ``holds``, ``does not`` or ``cannot tell``, and what says so.
-
-    It holds if all of its contrasts do and does not if one of them does not: each contrast is
-    decided by its own 95 % interval, without a correction for their number.
+    Raises:
+        InputError: the file has mistakes, which the message lists.
     """
-    findings = [_examine(claim, pair, evidence, scale) for pair in claim.contrasts]
-    outcomes = {finding.outcome for finding in findings}
-    if DOES_NOT in outcomes:
-        return DOES_NOT, findings
-    return (HOLDS if outcomes == {HOLDS} else CANNOT_TELL), findings
+    return read_claims(CLAIMS_FILE)
 
 
-def _examine(
-    claim: Claim, pair: tuple[tuple[str, ...], ...], evidence: Evidence, scale: str
-) -> Finding:
-    first, second = ([published_rows()[name] for name in names] for names in pair)
-    metric = first[0].primary
-    difference = contrast(evidence, scale, first, second, metric)
-    published = [
-        statistics.fmean(row.published[metric] for row in rows) for rows in (first, second)
-    ]
-    what = " - ".join(_mean_of([row.label for row in rows]) for rows in (first, second))
-    less_is_better = metric.endswith("_err")
-    outcome = _outcome(difference, claim.margin, less_is_better)
-    return Finding(what, difference, published[0] - published[1], outcome)
+@functools.cache
+def claimed_rows() -> dict[str, Row]:
+    """The rows of claims that have settings of their own."""
+    names = [name for claim in claims() for name in claim.rows if " " in name]
+    return {name: row_named(name) for name in names}
 
 
-def _mean_of(labels: list[str]) -> str:
-    return labels[0] if len(labels) == 1 else f"mean({', '.join(labels)})"
+def read_claims(path: Path) -> tuple[Claim, ...]:
+    """As `claims`, of any file."""
+    entries = read_yaml(path)
+    mistakes = [*mistakes_in(entries)]
+    if mistakes:
+        raise InputError("\n".join(f"{path.name}: {mistake}" for mistake in mistakes))
+    return tuple(_claim(entry) for entry in entries)
 
 
-def _outcome(difference: Difference | None, margin: float | None, less_is_better: bool) -> str:
-    if difference is None or difference.interval is None:
-        return CANNOT_TELL
-    low, high = difference.interval
-    if margin is not None:
-        if -margin <= low and high <= margin:
-            return HOLDS
-        return DOES_NOT if low > margin or high < -margin else CANNOT_TELL
-    if less_is_better:
-        low, high = -high, -low
-    return HOLDS if low > 0 else DOES_NOT if high < 0 else CANNOT_TELL
+def _claim(entry: dict[str, Any]) -> Claim:
+    entry = dict(entry)
+    for key in ("metric", "pages"):
+        entry[key] = _names(entry.get(key, []))
+    pairs = entry.get("contrasts", [])
+    entry["contrasts"] = tuple((_names(first), _names(second)) for first, second in pairs)
+    return Claim(**entry)
 
 
-def claims_text(evidence: Evidence) -> str:
-    """What holds, for the console: a paragraph per scale that has runs, a line per claim."""
-    lines = []
-    for scale, title in SCALES.items():
-        if not evidence.runs[scale]:
+def _names(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def mistakes_in(entries: object) -> Iterator[str]:
+    """A message for each mistake; `unknown_quotations` and `unknown_settings` find more."""
+    if not isinstance(entries, list):
+        yield "it is no list of claims"
+        return
+    seen: set[str] = set()
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+            yield f"entry {number}: it has no id"
             continue
-        count = len(evidence.distinct(scale))
-        lines.append(f"\n{title}, {count} {'run' if count == 1 else 'runs'}")
-        for claim in CLAIMS:
-            outcome, findings = judge(claim, evidence, scale)
-            lines.append(f"  {outcome:12} Table {claim.table}: {claim.text}")
-            lines += [f"  {'':12}   {finding}" for finding in findings if finding.difference]
-    return "\n".join(lines) + "\n"
+        name = entry["id"]
+        if name in seen:
+            yield f"{name}: the id is there twice"
+        seen.add(name)
+        for mistake in _mistakes_of(entry):
+            yield f"{name}: {mistake}"
+
+
+def _mistakes_of(entry: dict[str, Any]) -> Iterator[str]:
+    kind = entry.get("kind")
+    if kind not in KINDS:
+        yield f"kind is {kind}; there are {', '.join(KINDS)}"
+        return
+    needed, also = KEYS[kind]
+    for key in (*COMMON, *sorted(needed)):
+        if key not in entry:
+            yield f"{key} is missing"
+    for key in sorted(entry.keys() - {*COMMON, *needed, *also, "table"}):
+        yield f"{key} is no key of kind {kind}"
+    for key in (*COMMON, "why", "check"):
+        if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
+            yield f"{key} must be text"
+    if "table" in entry and entry["table"] not in range(1, 9):
+        yield f"table is {entry['table']}, not 1 to 8"
+    margin = entry.get("margin", 1)
+    if not isinstance(margin, int | float) or isinstance(margin, bool) or margin <= 0:
+        yield f"margin is {margin}, not a number above 0"
+    for key in ("metric", "pages"):
+        if not _is_names(entry.get(key, ["x"])):
+            yield f"{key} must be a name, or a list of names"
+    yield from _mistakes_of_contrasts(entry.get("contrasts", []))
+    if _is_names(entry.get("pages", ["mini"])):
+        known = {"mini", "full", *own_tasks()}
+        for page in _names(entry.get("pages", [])):
+            if page not in known:
+                yield f"there is no page {page}; there are {', '.join(sorted(known))}"
+
+
+def _is_names(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _mistakes_of_contrasts(contrasts: object) -> Iterator[str]:
+    if not isinstance(contrasts, list):
+        yield "contrasts must be a list of pairs"
+        return
+    names = []
+    for pair in contrasts:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_names, pair))):
+            yield f"a contrast is a pair of rows, or of lists of rows, not {pair}"
+            continue
+        names += [name for side in pair for name in _names(side)]
+    tasks = {}
+    for name in dict.fromkeys(names):
+        try:
+            tasks[name] = row_named(name).task
+        except LookupError:
+            yield f"there is no experiment {name.partition(' ')[0]}"
+            continue
+    if len(set(tasks.values())) > 1:
+        yield f"its rows are of several tasks: {', '.join(sorted(set(tasks.values())))}"
+
+
+def unknown_settings(known: tuple[Claim, ...]) -> list[str]:
+    """A message for each row whose command could not be given."""
+    found = {}
+    for claim in known:
+        for name in claim.rows:
+            try:
+                if " " in name and name not in found:
+                    compose(row_named(name).settings)
+            except InputError as error:
+                found[name] = f"{claim.id}: {error}"
+    return list(found.values())
+
+
+def unknown_quotations(known: tuple[Claim, ...], paper: str) -> list[str]:
+    """A message for each quotation that the paper's text does not have, line breaks aside."""
+    text = _one_line(paper)
+    return [
+        f'{claim.id}: the paper does not say "{claim.quote}"'
+        for claim in known
+        if _one_line(claim.quote) not in text
+    ]
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

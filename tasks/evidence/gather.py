@@ -1,17 +1,26 @@
-"""Which runs count as evidence of a published row, or of a variant of one."""
+"""Which runs count as evidence of a row."""
 
 import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.config import compose, plain
-from tasks.evidence.rows import SCALES, Row, all_rows, rows_of_table, variant_rows
+from tasks.evidence.claims import claimed_rows
+from tasks.evidence.rows import (
+    SCALES,
+    Row,
+    own_rows,
+    page_of,
+    published_rows,
+    rows_of_table,
+    variant_rows,
+)
 from tasks.identity import run_identity
 from tasks.protocol import canonical_norm, norm_label
 from tasks.runs.record import FinishedRun, flattened
@@ -42,7 +51,7 @@ DECISIVE = ("task", "norm", "data", "trainer", "seed", "checkpoint")
 
 @dataclass
 class Evidence:
-    """The runs that count, as ``runs[scale][experiment][seed]``.
+    """The runs that count, as ``runs[page][experiment][seed]``.
 
     Rows that are the same experiment share their runs. ``left_out`` says of the directory of each
     run that does not count why.
@@ -65,29 +74,36 @@ class Evidence:
     def is_empty(self) -> bool:
         return not any(self.runs.values())
 
-    def scores(self, scale: str, row: Row, metric: str) -> dict[int, float]:
-        """The metric in percent by seed; empty for a row that was not run."""
-        runs = self.runs[scale].get(row.experiment, {})
-        return {seed: runs[seed].scores[metric] for seed in sorted(runs)}
+    @property
+    def pages(self) -> list[str]:
+        """The pages that have runs: those of our own tasks, then the published rows'."""
+        own = sorted(page for page in self.runs if page not in SCALES)
+        return [page for page in (*own, *SCALES) if self.runs[page]]
 
-    def distinct(self, scale: str) -> list[FinishedRun]:
-        """Every run of a scale once, also if several rows take it."""
-        of_rows = self.runs[scale].values()
+    def scores(self, page: str, row: Row, metric: str) -> dict[int, float]:
+        """The metric in percent by seed; empty for a row that was not run."""
+        runs = self.runs.get(page, {}).get(row.experiment, {})
+        found = {seed: score_of(runs[seed], metric) for seed in sorted(runs)}
+        return {seed: score for seed, score in found.items() if score is not None}
+
+    def distinct(self, page: str) -> list[FinishedRun]:
+        """Every run of a page once, also if several rows take it."""
+        of_rows = self.runs[page].values()
         return list({run.directory: run for runs in of_rows for run in runs.values()}.values())
 
 
 def gather(runs: Iterable[FinishedRun]) -> Evidence:
-    """Those of the runs, oldest first, that follow the settings of a published row or its variant.
+    """Those of the runs, oldest first, that follow the settings of a row.
 
     Of several runs of one row and seed the newest counts.
     """
     evidence = Evidence()
     for run in runs:
-        rows, reason = _rows_of(run)
-        if reason:
+        rows, reason = _rows_of(run, evidence)
+        if not rows:
             evidence.left_out[run.directory] = reason
             continue
-        counted = evidence.runs[run.data]
+        counted = evidence.runs.setdefault(page_of(run.task, run.data), {})
         older = counted.get(rows[0].experiment, {}).get(run.seed)
         if older is not None:
             newer = f"{run.directory} has the same row and seed and is newer"
@@ -97,70 +113,121 @@ def gather(runs: Iterable[FinishedRun]) -> Evidence:
     return evidence
 
 
-def _rows_of(run: FinishedRun) -> tuple[list[Row], str | None]:
-    """The rows that a run counts in, or why it counts in none."""
+@functools.cache
+def all_rows() -> dict[str, Row]:
+    """Every row that runs can count in: the published ones, their variants, our own, those that
+    claims name."""
+    return published_rows() | variant_rows() | own_rows() | claimed_rows()
+
+
+def _rows_of(run: FinishedRun, evidence: Evidence) -> tuple[list[Row], str]:
+    """The rows that a run counts in, or, where there are none, why."""
+    if run.result["status"] != "finished":
+        return [], f"its status is {run.result['status']}"
+    if run.data not in SCALES:
+        return [], f"data={run.data} is neither {' nor '.join(SCALES)}"
     norm = {key: value for key, value in run.result["norm"].items() if key != "window_used"}
     own = (run.task, run.model, canonical_norm(norm))
-    by_variant: dict[str, list[Row]] = {}
-    for row in all_rows().values():
-        if row.identity == own:
-            by_variant.setdefault(row.variant, []).append(row)
-    reasons = []
-    for rows in by_variant.values() or [[]]:
-        reason = _why_left_out(run, rows)
+    alike = [row for row in all_rows().values() if row.identity == own]
+    if not alike:
+        return [], f"no row has {run.model} with {norm_label(run.result['norm'])}"
+    reasons: list[tuple[object, str | None]] = []  # by settings: several rows may have the same
+    rows = []
+    for row in alike:
+        settings = settings_of_row(row, run.data).settings
+        known = [reason for other, reason in reasons if other == settings]
+        reason = known[0] if known else _why_left_out(run, row, evidence)
+        reasons.append((settings, reason))
         if reason is None:
-            return rows, None
-        reasons.append(reason)
-    return [], reasons[0]
+            rows.append(row)
+    return rows, str(reasons[0][1])
 
 
-def _why_left_out(run: FinishedRun, rows: list[Row]) -> str | None:
-    if run.result["status"] != "finished":
-        return f"its status is {run.result['status']}"
-    if run.data not in SCALES:
-        return f"data={run.data} is neither {' nor '.join(SCALES)}"
-    if not rows:
-        return f"no published row has {run.model} with {norm_label(run.result['norm'])}"
-    unusable = [name for name in rows[0].metrics if not _is_finite(run.scores.get(name))]
+def _why_left_out(run: FinishedRun, row: Row, evidence: Evidence) -> str | None:
+    wanted = row.metrics if row.published else [row.primary]
+    unusable = [name for name in wanted if not _is_finite(run.scores.get(name))]
     if unusable:
         return f"it has no value of {', '.join(unusable)}"
-    experiment = rows[0].experiment
     try:
-        differences = _differing_settings(run, experiment)
+        differences = _differing_settings(run, row, evidence)
     except (LookupError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
         name = type(error).__name__
-        return f"its settings cannot be compared with those of {experiment} ({name})"
-    return f"not the settings of {experiment}: {differences}" if differences else None
+        return f"its settings cannot be compared with those of {row.experiment} ({name})"
+    return f"not the settings of {row.experiment}: {differences}" if differences else None
 
 
-def _is_finite(value: object) -> bool:
+def score_of(run: FinishedRun, metric: str) -> float | None:
+    """A metric of a run, None if it has none.
+
+    A score, another number of the result (``tile_mismatch``, ``class_iou.pole``) or `STEPS_TO_90`.
+    """
+    if metric == STEPS_TO_90:
+        value: object = steps_to(run, 0.9)
+    else:
+        group, _, name = metric.partition(".")
+        value = run.result.get(group)
+        value = value.get(name) if isinstance(value, dict) else value
+        value = run.scores.get(metric, value)
+    return float(value) if _is_finite(value) else None
+
+
+STEPS_TO_90 = "steps_to_90"
+"""Percent of a run's steps until it reaches 90 % of the score that it ends with."""
+
+
+def steps_to(run: FinishedRun, share: float) -> float | None:
+    """Percent of a run's epochs until a share of its last score, straight between evaluations."""
+    epochs, values = run.curve(run.primary)
+    if not values or run.primary.endswith("_err"):
+        return None
+    before, reached = (0.0, 0.0), share * values[-1]
+    for epoch, value in zip(epochs, values, strict=True):
+        if value >= reached:
+            rise = value - before[1]
+            part = (reached - before[1]) / rise if rise > 0 else 1.0
+            return 100 * (before[0] + part * (epoch - before[0])) / epochs[-1]
+        before = (epoch, value)
+    return None
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _differing_settings(run: FinishedRun, experiment: str) -> str:
+def _differing_settings(run: FinishedRun, row: Row, evidence: Evidence) -> str:
     """What decides a result and is not as in the row's own command; empty if nothing.
 
     A key that is younger than the run has the value it has today, or the one in `BEFORE`.
     """
-    row = _row(experiment, run.data)
-    config = _resolved(_completed(run.config, _as_before(row.unresolved, run.task)))
+    of_row = settings_of_row(row, run.data)
+    config = _resolved(_completed(run.config, _as_before(of_row.unresolved, run.task)))
     settings = settings_of(config, "", run.result["total_batch"])
     if config["trainer"]["max_steps"] is None:
         settings["epochs"] = run.result["epochs"]
-    wanted = row.settings
+    wanted = of_row.settings
     ignored = {"seed"} | {name for name in OF_THE_DATASET if wanted.get(name) is None}
-    if run.data == "full":  # section 4.2 starts from a backbone trained on ImageNet
+    if run.data == "full" and row.published:  # section 4.2: from a backbone trained on ImageNet
         ignored.add("task.backbone_checkpoint")
     names = sorted((settings.keys() | wanted.keys()) - ignored)
     return ", ".join(
         f"{name} {_shown(settings.get(name))} instead of {_shown(wanted.get(name))}"
         for name in names
         if not _agrees(settings.get(name), wanted.get(name))
+        and not _is_run_of(settings.get(name), wanted.get(name), run, evidence)
     )
 
 
 def _agrees(own: object, wanted: object) -> bool:
     return own is not None if wanted == MUST_BE_GIVEN else own == wanted
+
+
+def _is_run_of(own: object, wanted: object, run: FinishedRun, evidence: Evidence) -> bool:
+    """Whether a file of weights is that of the row that is named in its place, of the same seed."""
+    if not (isinstance(own, str) and isinstance(wanted, str)):
+        return False
+    page = page_of(run.task, run.data)
+    source = evidence.runs.get(page, {}).get(wanted, {}).get(run.seed)
+    return source is not None and Path(own).parent.name == source.directory.name
 
 
 def _completed(own: Any, row: Any) -> Any:
@@ -210,9 +277,14 @@ class RowSettings:
     settings: dict[str, object]
 
 
+def settings_of_row(row: Row, data: str) -> RowSettings:
+    """What a row's own command decides."""
+    return _settings_of_row(tuple(row.settings), data)
+
+
 @functools.cache
-def _row(experiment: str, scale: str) -> RowSettings:
-    cfg = compose([f"experiment={experiment}", f"data={scale}"])
+def _settings_of_row(overrides: tuple[str, ...], data: str) -> RowSettings:
+    cfg = compose([*overrides, f"data={data}"])
     unresolved: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(DECISIVE)))
     config = _resolved(unresolved)
     return RowSettings(unresolved, settings_of(config, "", config["data"]["total_batch"]))

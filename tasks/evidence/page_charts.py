@@ -14,10 +14,10 @@ from tasks.evidence.charts import (
     sensitivity_chart,
     windows_chart,
 )
-from tasks.evidence.claims import contrast
 from tasks.evidence.gather import Evidence
-from tasks.evidence.rows import Row, published_rows, reference, rows_of_table
+from tasks.evidence.rows import Row, own_rows_of, published_rows, reference, rows_of_table
 from tasks.evidence.sections import Section
+from tasks.evidence.verdicts import contrast
 from tasks.protocol import metric_title
 from tasks.runs.record import FinishedRun
 
@@ -101,7 +101,7 @@ def sensitivity_charts(section: Section, evidence: Evidence) -> list[Chart | str
             (
                 row
                 for row in (reference(rows[0]), published_rows()[BASES.get(table, "table2_g16")])
-                if evidence.scores(section.data, row, row.primary)
+                if row is not None and evidence.scores(section.page, row, row.primary)
             ),
             None,
         )
@@ -111,13 +111,48 @@ def sensitivity_charts(section: Section, evidence: Evidence) -> list[Chart | str
                 f"{title}: not drawn, neither GN nor the paper's own setting has been run."
             )
             continue
-        points = [_point(evidence, section.data, row, base, key) for row in rows]
+        points = [_point(evidence, section.page, row, base, key) for row in rows]
         yaxis = metric_title(base.primary)
         figure = sensitivity_chart(points, rows[0].published["norm"], XAXES[key], yaxis, base.label)
         note = (
             "Both as the difference to the same row: ours to ours, the paper's to the paper's. The "
             "datasets differ, so the shapes may be compared, not the heights."
         )
+        charts.append(_chart(title, figure, note))
+    return charts + own_window_charts(section, evidence)
+
+
+def own_window_charts(section: Section, evidence: Evidence) -> list[Chart | str]:
+    """The first metric over the window of LCN, of rows of our own that differ in it alone."""
+    alike: dict[tuple[str, str], list[Row]] = {}
+    for row in own_rows_of(section.task):
+        if row.norm["name"] == "lcn" and row.norm.get("window") and " " not in row.experiment:
+            rest = str({key: value for key, value in row.norm.items() if key != "window"})
+            alike.setdefault((row.model, rest), []).append(row)
+    charts: list[Chart | str] = []
+    for rows in alike.values():
+        was_run = [row for row in rows if evidence.scores(section.page, row, row.primary)]
+        if len(rows) < 2 or not was_run:
+            continue
+        title = "Sensitivity to the window of LCN"
+        base = reference(rows[0])
+        if base is None or not evidence.scores(section.page, base, base.primary):
+            charts.append(f"{title}: not drawn, GN has not been run.")
+            continue
+        points = []
+        for row in rows:
+            found = contrast(evidence, section.page, [row], [base], row.primary)
+            place = " x ".join(map(str, row.norm["window"]))
+            if found is None:
+                points.append(Point(place, None, None, 0, None))
+            else:
+                points.append(Point(place, found.mean, found.interval, found.n, None))
+        xaxis, yaxis = (
+            "window of LCN (cells of the map, rows x columns)",
+            metric_title(base.primary),
+        )
+        figure = sensitivity_chart(points, "lcn", xaxis, yaxis, base.label)
+        note = f"The difference to GN of the same seed. {len(was_run)} of {len(rows)} windows run."
         charts.append(_chart(title, figure, note))
     return charts
 

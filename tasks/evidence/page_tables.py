@@ -3,13 +3,27 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tasks.evidence.charts import Series
-from tasks.evidence.claims import CANNOT_TELL, CLAIMS, DOES_NOT, HOLDS, contrast, judge
-from tasks.evidence.gather import Evidence
-from tasks.evidence.rows import TITLES, Row, reference
+from tasks.evidence.checks import read_checks
+from tasks.evidence.gather import Evidence, all_rows
+from tasks.evidence.missing import commands_of
+from tasks.evidence.rows import SCALES, TITLES, Row, own_rows_of, reference
 from tasks.evidence.sections import Section, digest
 from tasks.evidence.statistics import Difference
+from tasks.evidence.verdicts import (
+    CANNOT_TELL,
+    DOES_NOT,
+    HOLDS,
+    NOT_RUN,
+    Verdict,
+    contrast,
+    judge,
+    other_claims,
+    shown_p,
+)
+from tasks.evidence.windows import windows_of
 from tasks.protocol import metric_title
 from tasks.runs.record import FinishedRun
 
@@ -40,9 +54,6 @@ class Table:
             else:
                 spans.append((column.group, 1))
         return spans if any(title for title, _ in spans) else []
-
-
-NOT_RUN = "not run"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -117,7 +128,7 @@ def _score_table(evidence: Evidence, scale: str, rows: list[Row], metrics: list[
 
 def _difference_cells(evidence: Evidence, scale: str, row: Row, several: bool) -> list[str]:
     gn = reference(row)
-    if gn.norm == row.norm:
+    if gn is None or gn.norm == row.norm:
         return [""] * (3 if several else 2)
     found = contrast(evidence, scale, [row], [gn], row.primary)
     published = signed(row.published[row.primary] - gn.published[row.primary])
@@ -125,23 +136,95 @@ def _difference_cells(evidence: Evidence, scale: str, row: Row, several: bool) -
     return [ours, *([interval(found)] if several else []), published]
 
 
+def own_rows_table(evidence: Evidence, page: str, task: str) -> Table | None:
+    """The rows of our own of a task: scores, and differences to GN; None if none was run.
+
+    Of a task of the paper, on whose page its tables are, only what was run.
+    """
+    run = evidence.runs.get(page, {})
+    claimed = [row for row in all_rows().values() if not row.published and " " in row.experiment]
+    rows = own_rows_of(task) + [row for row in claimed if row.task == task]
+    if page in SCALES:
+        rows = [row for row in rows if row.experiment in run]
+    if not any(row.experiment in run for row in rows):
+        return None
+    primary, metrics = rows[0].primary, rows[0].metrics
+    models = list(dict.fromkeys(row.model for row in rows))
+    titles = ["model", "norm"] if len(models) > 1 else ["norm"]
+    columns = [Column(title, is_number=False) for title in titles]
+    columns += [Column(part, group=metric_title(name)) for name in metrics for part in OWN_SCORES]
+    columns += [Column("seeds")]
+    group = f"{metric_title(primary)}, difference to GN"
+    columns += [Column(part, group=group) for part in ("mean", "95 % interval", "p", "n")]
+    lines = []
+    for row in rows:
+        line = [row.model, row.label][-len(titles) :]
+        for metric in metrics:
+            scores = list(evidence.scores(page, row, metric).values())
+            line.append(number(statistics.fmean(scores)) if scores else NOT_RUN)
+            line.append(f"± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
+        line.append(str(len(run.get(row.experiment, {}))))
+        lines.append(line + _own_difference(evidence, page, row))
+    same = f" ({models[0]})" if len(models) == 1 else ""
+    return Table(f"Rows of our own, by norm{same}", columns, lines)
+
+
+OWN_SCORES = ("mean", "± sd")
+
+
+def _own_difference(evidence: Evidence, page: str, row: Row) -> list[str]:
+    gn = reference(row)
+    if gn is None or gn.norm == row.norm:
+        return [""] * 4
+    found = contrast(evidence, page, [row], [gn], row.primary)
+    if found is None:
+        return ["", "", "", "0"]
+    p = "" if found.p is None else shown_p(found.p)
+    return [signed(found.mean), interval(found), p, str(found.n)]
+
+
+def seeds_table(evidence: Evidence, page: str, task: str) -> Table | None:
+    """Each paired difference to GN, a line per seed; None without a pair."""
+    rows = [row for row in own_rows_of(task) if row.experiment in evidence.runs.get(page, {})]
+    found = {}
+    for row in rows:
+        gn = reference(row)
+        if gn is not None and gn.norm != row.norm:
+            theirs = evidence.scores(page, gn, row.primary)
+            ours = evidence.scores(page, row, row.primary)
+            found[row.label] = {s: ours[s] - theirs[s] for s in ours.keys() & theirs.keys()}
+    found = {label: pairs for label, pairs in found.items() if pairs}
+    if not found:
+        return None
+    seeds = sorted({seed for pairs in found.values() for seed in pairs})
+    title = f"{metric_title(rows[0].primary)}, difference to GN of the same seed"
+    columns = [Column("norm", is_number=False)]
+    columns += [Column(f"seed {seed}", group=title) for seed in seeds]
+    lines = [[label, *(signed(pairs.get(s)) for s in seeds)] for label, pairs in found.items()]
+    return Table("Paired differences", columns, lines)
+
+
 def audit_table(section: Section) -> Table | None:
     """How many norm layers see a window, of all; for every table of the paper apart."""
-    columns = [*([Column("table")] if section.rows is not None else []), *_names(section)]
+    has_tables = any(section.series_by_table)
+    columns = [*([Column("table")] if has_tables else []), *_names(section)]
     columns += [Column("window used")]
-    columns += [Column(phase, group="windowed layers") for phase in ("training", "evaluation")]
+    phases = ("training", "evaluation")
+    columns += [Column(phase, group="windowed layers") for phase in phases]
+    columns += [Column(phase, group="by the released rule") for phase in phases]
     lines = []
     for table, series in section.series_by_table.items():
         for s in series:
             run = s.runs[-1]
-            if not {"training", "evaluation"} <= run.windowed.keys():
+            if not {*phases} <= run.windowed.keys():
                 continue
-            counts = [run.windowed[phase] for phase in ("training", "evaluation")]
+            counts = [run.windowed[phase] for phase in phases]
+            released = [str(run.windowed_released.get(phase, "")) for phase in phases]
             window = run.result["norm"].get("window_used")
             shown = " x ".join(map(str, window)) if isinstance(window, list) else window or ""
             cells = [f"{windowed} of {all_layers}" for windowed, all_layers in counts]
-            where = [] if section.rows is None else [f"{table}"]
-            lines.append([*where, *_name(section, s), str(shown), *cells])
+            where = [f"{table or ''}"] if has_tables else []
+            lines.append([*where, *_name(section, s), str(shown), *cells, *released])
     return Table("Norm layers that see a window", columns, lines) if lines else None
 
 
@@ -193,11 +276,11 @@ def _median(runs: Iterable[FinishedRun], key: str) -> float | None:
 
 
 def other_table(section: Section) -> Table:
-    """Runs that belong to no published row, a line each."""
+    """Runs that belong to no row, a line each."""
     names = list(dict.fromkeys(name for run in section.runs for name in run.scores))
     columns = [Column("model", is_number=False), Column("norm", is_number=False)]
     columns += [Column("seed"), Column("epochs"), *(Column(metric_title(name)) for name in names)]
-    columns += [Column("run", is_number=False), Column("why no published row", is_number=False)]
+    columns += [Column("run", is_number=False), Column("why of no row", is_number=False)]
     lines = [
         [run.model, run.label, str(run.seed), str(run.result["epochs"]),
          *(number(run.scores.get(name)) for name in names),
@@ -207,32 +290,76 @@ def other_table(section: Section) -> Table:
     return Table("Other runs", columns, lines)
 
 
-@dataclass(frozen=True)
-class JudgedClaim:
-    """A claim of the paper as it is shown: a symbol beside the word, and its differences."""
+MARKS = {
+    HOLDS: "\N{CHECK MARK}", DOES_NOT: "\N{BALLOT X}", CANNOT_TELL: "?", NOT_RUN: "\N{EN DASH}",
+}  # fmt: skip
 
-    table: int
-    text: str
+
+@dataclass(frozen=True)
+class ShownClaim:
+    """A claim of the paper as it is shown, with a symbol beside the outcome.
+
+    Attributes:
+        lines: per contrast what; ours, its interval, p and n; the paper's.
+        p: corrected.
+        needs: more seeds that a verdict would take.
+        windows: layers that see a window, a line per LCN row.
+        commands: that test it.
+    """
+
+    says: str
+    quote: str
+    section: str
     outcome: str
-    lines: list[list[str]]  # what; ours, its interval, n; the paper's
+    lines: list[list[str]]
+    p: str = ""
+    needs: str = ""
+    windows: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
     @property
     def mark(self) -> str:
-        return {HOLDS: "\N{CHECK MARK}", DOES_NOT: "\N{BALLOT X}", CANNOT_TELL: "?"}[self.outcome]
+        return MARKS[self.outcome]
 
 
-def judged_claims(evidence: Evidence, scale: str) -> list[JudgedClaim]:
-    claims = []
-    for claim in CLAIMS:
-        outcome, findings = judge(claim, evidence, scale)
-        margin = "" if claim.margin is None else f" (within ±{claim.margin:g})"
-        lines = [
-            [finding.what, NOT_RUN if found is None else signed(found.mean), interval(found),
-             str(0 if found is None else found.n), signed(finding.published)]
-            for finding in findings
-            for found in [finding.difference]
-        ]  # fmt: skip
-        if not any(finding.difference for finding in findings):
-            lines = [["", NOT_RUN, "", "0", lines[0][-1] if len(lines) == 1 else ""]]
-        claims.append(JudgedClaim(claim.table, claim.text + margin, outcome, lines))
-    return claims
+def shown_claims(evidence: Evidence, page: str) -> list[ShownClaim]:
+    return [_shown(verdict, evidence, page) for verdict in judge(evidence, page)]
+
+
+def _shown(verdict: Verdict, evidence: Evidence, page: str) -> ShownClaim:
+    claim = verdict.claim
+    lines = [
+        [finding.what, NOT_RUN if found is None else signed(found.mean), interval(found),
+         "" if found is None or found.p is None else shown_p(found.p),
+         str(0 if found is None else found.n), signed(finding.published)]
+        for finding in verdict.findings
+        for found in [finding.difference]
+    ]  # fmt: skip
+    if verdict.outcome == NOT_RUN:
+        lines = [["", NOT_RUN, "", "", "0", lines[0][-1] if len(lines) == 1 else ""]]
+    return ShownClaim(
+        claim.text, claim.quote, _place(claim.section, claim.table), verdict.outcome, lines,
+        "" if verdict.corrected is None else shown_p(verdict.corrected), verdict.needs,
+        tuple(windows_of(claim, evidence, page)), tuple(commands_of(claim, page)),
+    )  # fmt: skip
+
+
+def _place(section: str, table: int) -> str:
+    where = f"section {section}" if section[0].isdigit() else section
+    return f"{where}, Table {table}" if table else where
+
+
+def shown_checks(folder: Path) -> list[ShownClaim]:
+    """The claims that no runs are compared for, as ``scripts/claims.py`` last found them."""
+    recorded = read_checks(folder)
+    shown = []
+    for claim in other_claims():
+        found = recorded.get(claim.check, {})
+        outcome = {True: HOLDS, False: DOES_NOT, None: NOT_RUN}[found.get("holds")]
+        when = f" ({found['date']})" if found.get("date") else ""
+        what = f"{found['found']}{when}" if found else claim.why
+        command = (f"python scripts/claims.py {claim.check}",) if claim.check else ()
+        place = _place(claim.section, claim.table)
+        lines = [[what, "", "", "", "", ""]]
+        shown.append(ShownClaim(claim.text, claim.quote, place, outcome, lines, commands=command))
+    return shown

@@ -15,19 +15,23 @@ from PIL import Image
 
 from tasks.data.plots import colorize
 from tasks.errors import write_atomically
-from tasks.evidence.claims import CANNOT_TELL, DOES_NOT, HOLDS
-from tasks.evidence.gather import Evidence
+from tasks.evidence.claims import CLAIMS_FILE
+from tasks.evidence.gather import Evidence, all_rows
 from tasks.evidence.page_charts import bar_charts, curve_charts, sensitivity_charts, window_charts
 from tasks.evidence.page_tables import (
     audit_table,
     cost_table,
-    judged_claims,
     other_table,
+    own_rows_table,
     score_tables,
+    seeds_table,
+    shown_checks,
+    shown_claims,
 )
 from tasks.evidence.pictures import Comparison
-from tasks.evidence.rows import SCALES, TITLES, all_rows, rows_of_table
+from tasks.evidence.rows import SCALES, TITLES, page_title, rows_of_table
 from tasks.evidence.sections import Section
+from tasks.evidence.verdicts import OUTCOMES
 from tasks.protocol import task_facts
 from tasks.runs.record import FinishedRun
 
@@ -107,12 +111,12 @@ def write_report(sections: list[Section], evidence: Evidence, path: Path) -> Non
     text = page.render(
         facts=facts([run for section in sections for run in section.runs], sections),
         has_miniature=any(section.data == "mini" for section in sections),
-        scales=[
-            scale_view(scale, [s for s in sections if s.rows is not None and s.data == scale],
-                       evidence)
-            for scale in SCALES
-            if evidence.runs[scale]
+        pages=[
+            page_view(name, [s for s in sections if s.rows is not None and s.page == name],
+                      evidence)
+            for name in evidence.pages
         ],
+        checks=shown_checks(CLAIMS_FILE.parent),
         others=[other_view(section) for section in sections if section.rows is None],
         style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
         script=Markup((PAGE / "script.js").read_text(encoding="utf-8")),
@@ -132,7 +136,7 @@ def facts(runs: list[FinishedRun], sections: list[Section]) -> list[tuple[str, s
     ]
     hours = sum(run.result.get("wall_seconds") or 0 for run in runs) / 3600
     return [
-        ("runs", f"{len(runs)}: {counted} of published rows, {len(runs) - counted} others"),
+        ("runs", f"{len(runs)}: {counted} of rows, {len(runs) - counted} others"),
         ("finished", span),
         ("training time", f"{hours:,.1f} hours in all"),
         ("devices", _distinct(run.result["device"] for run in runs)),
@@ -152,29 +156,32 @@ def _short(commit: str | None) -> str | None:
     return digits[:12] + dash + dirty
 
 
-def scale_view(scale: str, sections: list[Section], evidence: Evidence) -> dict[str, Any]:
-    claims = judged_claims(evidence, scale)
+def page_view(page: str, sections: list[Section], evidence: Evidence) -> dict[str, Any]:
+    claims = shown_claims(evidence, page)
     outcomes = [claim.outcome for claim in claims]
     tasks = [section.task for section in sections]
     return {
-        "slug": scale,
-        "title": SCALES[scale],
+        "slug": page,
+        "title": page_title(page),
         "claims": claims,
-        "counts": {name: outcomes.count(name) for name in (HOLDS, DOES_NOT, CANNOT_TELL)},
-        "sections": [published_view(section, evidence) for section in sections],
+        "counts": {name: outcomes.count(name) for name in OUTCOMES},
+        "sections": [row_view(section, evidence) for section in sections],
         "not_run": [
             table
-            for number in TITLES
+            for number in (TITLES if page in SCALES else ())
             if rows_of_table(number)[0].task not in tasks
-            for table in score_tables(evidence, scale, number)
+            for table in score_tables(evidence, page, number)
         ],
     }
 
 
-def published_view(section: Section, evidence: Evidence) -> dict[str, Any]:
-    tables = {all_rows()[name].table for name in section.rows or {}}
+def row_view(section: Section, evidence: Evidence) -> dict[str, Any]:
+    numbers = {all_rows()[name].table for name in section.rows or {}} - {0}
+    tables = [t for n in sorted(numbers) for t in score_tables(evidence, section.page, n)]
+    own = (own_rows_table, seeds_table)
+    tables += [t for make in own if (t := make(evidence, section.page, section.task)) is not None]
     return _view(section) | {
-        "tables": [t for n in sorted(tables) for t in score_tables(evidence, section.data, n)],
+        "tables": tables,
         "sensitivity": sensitivity_charts(section, evidence),
     }
 

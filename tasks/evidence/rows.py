@@ -1,6 +1,7 @@
-"""The rows that the paper published, and the variants of them that can be run."""
+"""The rows that are compared: those that the paper published, their variants, and our own."""
 
 import csv
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from tasks.config import CONFIGS, ROOT, options
 from tasks.protocol import norm_label, published_row, read_experiment, task_facts
 
 SCALES = {"mini": "On the miniature", "full": "At full scale"}
+"""The pages of the published rows, which are kept apart throughout. Other tasks have their own."""
 
 TITLES = {
     1: "Cityscapes, validation",
@@ -23,7 +25,10 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A published row: its experiment, what identifies its runs, its line of the paper's table."""
+    """A row: its experiment, what identifies its runs, its line of the paper's table.
+
+    A row of our own has no line. Its name may have settings behind that of the experiment.
+    """
 
     experiment: str
     task: str
@@ -34,7 +39,8 @@ class Row:
 
     @property
     def table(self) -> int:
-        return self.published["table"]
+        """The paper's table; 0 of a row of our own."""
+        return self.published.get("table", 0)
 
     @property
     def keys(self) -> list[str]:
@@ -43,16 +49,28 @@ class Row:
 
     @property
     def metrics(self) -> list[str]:
-        return [name for name, value in self.published.items() if isinstance(value, float)]
+        published = [name for name, value in self.published.items() if isinstance(value, float)]
+        return published or task_facts(self.task).metrics
 
     @property
     def primary(self) -> str:
         return task_facts(self.task).primary
 
     @property
+    def settings(self) -> list[str]:
+        """The command line without data and seed."""
+        experiment, *overrides = self.experiment.split()
+        return [f"experiment={experiment}", *overrides]
+
+    @property
     def label(self) -> str:
-        """The norm's name, with the variant where that alone does not tell it from the row."""
-        label = norm_label(self.norm)
+        """The norm; the settings behind the experiment's name, without their groups; and the
+        variant where these do not tell it from the published row."""
+        settings = [
+            f"{key.rpartition('.')[2]}={value}"
+            for key, _, value in (part.partition("=") for part in self.experiment.split()[1:])
+        ]
+        label = " ".join([norm_label(self.norm), *settings])
         alike = self.variant and any(
             row.identity == self.identity for row in published_rows().values()
         )
@@ -88,34 +106,87 @@ def variant_rows() -> dict[str, Row]:
 
 
 @functools.cache
-def all_rows() -> dict[str, Row]:
-    """The published rows and, after them, their variants."""
-    return published_rows() | variant_rows()
+def own_rows() -> dict[str, Row]:
+    """Every row of our own by the name of its experiment."""
+    return {row.experiment: row for row in _rows() if not row.published}
 
 
+@functools.cache
 def _rows() -> list[Row]:
     rows = []
     for name in options("experiment"):
         experiment = read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
-        if experiment["paper"] is not None:
-            published = published_row(**experiment["paper"])
-            task, model, norm = experiment["identity"]
-            rows.append(Row(name, task, model, norm, published, experiment["variant"]))
+        paper = experiment["paper"]
+        published = {} if paper is None else published_row(**paper)
+        task, model, norm = experiment["identity"]
+        rows.append(Row(name, task, model, norm, published, experiment["variant"]))
     return rows
 
 
-def reference(row: Row) -> Row:
-    """The GN row that a row is compared with: Table 1's (16 groups) for Tables 2 to 4.
+@functools.cache
+def own_tasks() -> list[str]:
+    """The tasks that the paper does not have, of which there are rows."""
+    published = {row.task for row in published_rows().values()}
+    return sorted({row.task for row in own_rows().values()} - published)
 
-    That of the same variant, if it has one: the released layer has none of its own.
+
+def row_named(name: str) -> Row:
+    """The row of an experiment, or of one with settings behind it, such as ``table8_gn seed=1``.
+
+    Raises:
+        LookupError: there is no such experiment.
+    """
+    experiment, *settings = name.split()
+    row = (published_rows() | variant_rows() | own_rows())[experiment]
+    return dataclasses.replace(row, experiment=name, published={}) if settings else row
+
+
+def page_of(task: str, data: str) -> str:
+    """The page that a run belongs to: ``mini`` or ``full``, or one of a task of our own."""
+    if task not in own_tasks():
+        return data
+    return task if data == "full" else f"{task}-{data}"
+
+
+def page_title(page: str) -> str:
+    if page in SCALES:
+        return SCALES[page]
+    task, _, data = page.partition("-")
+    return f"On {task_facts(task).title}" + (f", {data}" if data else "")
+
+
+def page_data(page: str) -> str:
+    """What ``data`` is in the commands of a page."""
+    return page if page in SCALES else page.partition("-")[2] or "full"
+
+
+def reference(row: Row) -> Row | None:
+    """The GN row of the same task and model: Table 1's (16 groups) for Tables 2 to 4.
+
+    That of the same variant, if it has one: the released layer has none of its own. None if there
+    is none; every published row has one.
     """
     of_variant = [other for other in variant_rows().values() if other.variant == row.variant]
     return next(
-        other
-        for other in (*of_variant, *published_rows().values())
-        if other.published.get("norm") == "gn" == other.norm["name"]
-        and (other.task, other.model) == (row.task, row.model)
+        (
+            other
+            for other in (*of_variant, *published_rows().values(), *own_rows().values())
+            if (other.task, other.model) == (row.task, row.model)
+            and "gn" == other.norm["name"] == other.published.get("norm", "gn")
+        ),
+        None,
     )
+
+
+def own_rows_of(task: str) -> list[Row]:
+    """The rows of our own of a task: smaller windows before larger ones."""
+    rows = [row for row in own_rows().values() if row.task == task]
+    return sorted(rows, key=lambda row: (row.model, row.norm["name"], _area(row), row.experiment))
+
+
+def _area(row: Row) -> int:
+    window = row.norm.get("window")
+    return window[0] * window[1] if isinstance(window, list) else 0
 
 
 def rows_of_table(table: int) -> list[Row]:

@@ -1,7 +1,7 @@
 """What a report compares: runs of one task at one scale, a section each.
 
-First those of published rows, then, apart from them, runs of other settings or other data: a
-section per dataset.
+First those of rows, published ones and our own, then, apart from them, runs of other settings or
+other data: a section per dataset.
 """
 
 import json
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tasks.errors import InputError
 from tasks.evidence.charts import Series
-from tasks.evidence.gather import Evidence, settings_of
+from tasks.evidence.gather import Evidence, all_rows, settings_of
 from tasks.evidence.pictures import Comparison
-from tasks.evidence.rows import SCALES, all_rows, reference
+from tasks.evidence.rows import SCALES, page_of, page_title, reference
 from tasks.protocol import task_facts
 from tasks.runs.record import FinishedRun
 
@@ -24,8 +24,8 @@ from tasks.runs.record import FinishedRun
 class Section:
     """Runs that may be compared with each other.
 
-    ``rows`` holds the runs of each published row by seed, of the task's tables; it is None outside
-    them, and ``reasons`` then says of each run's directory why it is no published row.
+    ``rows`` holds the runs of each row by seed, of the task's tables; it is None outside them, and
+    ``reasons`` then says of each run's directory why it is of no row.
     """
 
     slug: str
@@ -35,6 +35,10 @@ class Section:
     runs: list[FinishedRun]
     rows: dict[str, list[FinishedRun]] | None = None
     reasons: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def page(self) -> str:
+        return page_of(self.task, self.data)
 
     @cached_property
     def series(self) -> list[Series]:
@@ -51,7 +55,7 @@ class Section:
 
     @cached_property
     def series_by_table(self) -> dict[int, list[Series]]:
-        """The series of each of the paper's tables that has any; of others all, as table 0."""
+        """The series of each of the paper's tables that has any; what is in none is table 0."""
         if self.rows is None:
             return {0: self.series}
         known = {s.runs: s for s in self.series}
@@ -74,9 +78,9 @@ class Section:
         else:
             rows = [r for r in all_rows().values() if r.experiment in self.rows]
             candidates = [
-                (self.rows[reference(row).experiment], self.rows[row.experiment])
+                (self.rows.get(gn.experiment, []), self.rows[row.experiment])
                 for row in rows
-                if row.norm["name"] == "lcn"
+                if row.norm["name"] == "lcn" and (gn := reference(row)) is not None
             ]
         pairs = [
             (gn, lcn)
@@ -139,23 +143,25 @@ def digest(run: FinishedRun) -> str:
 
 
 def make_sections(runs: list[FinishedRun], evidence: Evidence) -> list[Section]:
-    """The sections of a report: those of the published rows first, in the paper's order."""
+    """The sections of a report: those of rows first, in the order of the pages and of the paper."""
     sections: list[Section] = []
     counted: set[FinishedRun] = set()
-    for scale in SCALES:
+    for page in evidence.pages:
         for task in dict.fromkeys(row.task for row in all_rows().values()):
             rows = {
                 row.experiment: [of_row[seed] for seed in sorted(of_row)]
                 for row in all_rows().values()
                 if row.task == task
-                for of_row in [evidence.runs[scale].get(row.experiment, {})]
+                for of_row in [evidence.runs[page].get(row.experiment, {})]
             }
             found = {run for of_row in rows.values() for run in of_row}
             if found:
                 counted |= found
                 of_task = [run for run in runs if run in found]
-                title = task_facts(task).title
-                sections.append(Section(f"{scale}-{task}", title, task, scale, of_task, rows))
+                title = task_facts(task).title if page in SCALES else page_title(page)
+                slug = f"{page}-{task}" if page in SCALES else f"rows-{page}"
+                data = of_task[0].data
+                sections.append(Section(slug, title, task, data, of_task, rows))
     return sections + _other_sections([r for r in runs if r not in counted], evidence)
 
 
@@ -180,5 +186,5 @@ def _other_sections(runs: list[FinishedRun], evidence: Evidence) -> list[Section
 
 
 def _without_folders(evidence: Evidence, run: FinishedRun) -> str:
-    """Why a run is no published row, without the folders of this machine."""
+    """Why a run is of no row, without the folders of this machine."""
     return re.sub(r"\S*/", "", evidence.left_out.get(run.directory, ""))

@@ -1,8 +1,8 @@
 """From finished runs to evidence: ours beside the published rows, and which claims hold.
 
-A run belongs to a published row if it has the row's task, model and norm and was trained with the
-settings of the row's own command, whatever command it was started with. The miniature and full
-scale are kept apart throughout.
+A run belongs to a row if it has the row's task, model and norm and was trained with the settings of
+the row's own command, whatever command it was started with. The miniature, full scale and tasks of
+our own are kept apart throughout.
 """
 
 import csv
@@ -12,18 +12,44 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.errors import write_atomically
-from tasks.evidence.claims import CLAIMS, contrast, judge
+from tasks.evidence.claims import CLAIMS_FILE
 from tasks.evidence.gather import Evidence
-from tasks.evidence.rows import SCALES, TITLES, Row, reference, rows_of_table
+from tasks.evidence.page_tables import (
+    ShownClaim,
+    Table,
+    own_rows_table,
+    seeds_table,
+    shown_checks,
+    shown_claims,
+)
+from tasks.evidence.rows import (
+    SCALES,
+    TITLES,
+    Row,
+    own_rows_of,
+    own_tasks,
+    page_title,
+    reference,
+    rows_of_table,
+)
+from tasks.evidence.statistics import Difference
+from tasks.evidence.verdicts import (
+    CANNOT_TELL,
+    DOES_NOT,
+    HOLDS,
+    OUTCOMES,
+    contrast,
+    judge,
+)
 from tasks.runs.record import FinishedRun
 
 METRICS_ABREAST = 6  # that a Markdown table shows beside each other
 
 
 def write_tables(evidence: Evidence, folder: Path) -> list[Path]:
-    """Writes ``<scale>/table<N>.csv`` and ``README.md``; returns what was written.
+    """Writes ``<page>/table<N>.csv``, ``<page>/rows.csv`` and ``README.md``; returns what it wrote.
 
-    A scale without runs has no tables, unless an earlier call left some that would now be wrong.
+    A page without runs has no tables, unless an earlier call left some that would now be wrong.
     """
     texts = {
         folder / scale / f"table{table}.csv": csv_text(evidence, scale, table)
@@ -31,6 +57,10 @@ def write_tables(evidence: Evidence, folder: Path) -> list[Path]:
         if evidence.runs[scale] or (folder / scale).is_dir()
         for table in TITLES
     }
+    for task in own_tasks():
+        for page in (task, f"{task}-mini"):
+            if evidence.runs.get(page) or (folder / page).is_dir():
+                texts[folder / page / "rows.csv"] = own_csv_text(evidence, page, task)
     texts[folder / "README.md"] = readme_text(evidence)
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,57 +98,159 @@ def csv_text(evidence: Evidence, scale: str, table: int) -> str:
     return text.getvalue()
 
 
-def _difference_cells(evidence: Evidence, scale: str, row: Row) -> list[object]:
+def own_csv_text(evidence: Evidence, page: str, task: str) -> str:
+    """The rows of a task of our own as CSV, as `csv_text`, with the p of the sign-flip test."""
+    rows = own_rows_of(task)
+    metrics, gn = rows[0].metrics, f"{rows[0].primary}_minus_gn"
+    columns = ["experiment", "model", "norm", "status"]
+    columns += [f"{metric}{part}" for metric in metrics for part in ("", "_sd")]
+    columns += ["n", "seeds", *(f"{gn}{part}" for part in ("", "_low", "_high", "_p", "_n"))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        seeds = list(evidence.scores(page, row, row.primary))
+        cells = [row.experiment, row.model, row.label, "run" if seeds else "not run"]
+        for metric in metrics:
+            scores = list(evidence.scores(page, row, metric).values())
+            cells.append(f"{statistics.fmean(scores):.4f}" if scores else "")
+            cells.append(f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else "")
+        found = _difference(evidence, page, row)
+        bounds = _bounds(found) + ([found.p] if found else [None])
+        numbers = ["" if x is None else f"{x:.4f}" for x in bounds]
+        writer.writerow(
+            [*cells, len(seeds), " ".join(map(str, seeds)), *numbers, found.n if found else ""]
+        )
+    return text.getvalue()
+
+
+def _difference(evidence: Evidence, page: str, row: Row) -> Difference | None:
+    """To GN of the same seeds; None for GN itself, and without a common seed."""
     gn = reference(row)
-    if gn.norm == row.norm:
+    if gn is None or gn.norm == row.norm:
+        return None
+    return contrast(evidence, page, [row], [gn], row.primary)
+
+
+def _bounds(found: Difference | None) -> list[float | None]:
+    """The mean and the ends of the interval."""
+    return [None] * 3 if found is None else [found.mean, *(found.interval or (None, None))]
+
+
+def _published_difference(row: Row) -> float | None:
+    """The paper's, to GN; None for GN itself."""
+    gn = reference(row)
+    if gn is None or gn.norm == row.norm:
+        return None
+    return row.published[row.primary] - gn.published[row.primary]
+
+
+def _difference_cells(evidence: Evidence, scale: str, row: Row) -> list[object]:
+    published = _published_difference(row)
+    if published is None:
         return [""] * 5
-    published = f"{row.published[row.primary] - gn.published[row.primary]:.2f}"
-    found = contrast(evidence, scale, [row], [gn], row.primary)
-    if found is None:
-        return ["", "", "", 0, published]
-    bounds = (found.mean, *(found.interval or (None, None)))
-    return [*("" if x is None else f"{x:.4f}" for x in bounds), found.n, published]
+    found = _difference(evidence, scale, row)
+    numbers = ["" if x is None else f"{x:.4f}" for x in _bounds(found)]
+    return [*numbers, found.n if found else 0, f"{published:.2f}"]
 
 
 def readme_text(evidence: Evidence) -> str:
-    """``results/README.md``: where the numbers come from, what holds, and the tables."""
+    """``results/README.md``: what can be told, how, and the tables."""
+    checks = shown_checks(CLAIMS_FILE.parent)
     parts = [
         "# Results",
+        "## What can be told",
+        "\n".join(f"- {line}" for line in summary(evidence, checks)),
+        "## How it is told",
         "This file and the tables beside it are generated by `python scripts/tables.py`: "
-        "they are not edited by hand.",
-        "Ours in the miniature's tables come from `data=mini`: generated stand-ins for the "
-        "datasets at a fraction of their size, trained on for minutes. They can show whether norms "
-        "differ, and in which direction, on images whose lighting and contrast vary; they cannot "
-        "show how large a difference is on the real datasets, nor whether it is there at all. The "
-        "paper's numbers are of the full datasets: compare norms with each other within ours, "
-        "never ours with the paper's. Intervals are over seeds (initial weights, data order and "
-        "augmentation), not over datasets.",
-        "All numbers are in percent, differences in percentage points. Ours is the mean ± the "
-        "standard deviation over n seeds. The difference to GN is that of runs with the same seed, "
-        "with its 95 % interval (Student's t) where at least two seeds are common; for Tables 2 "
-        "to 4 GN is Table 1's, with 16 groups. Of the metrics that end in `_err` less is better.",
+        "they are not edited by hand. All numbers are in percent, differences in percentage "
+        "points. Ours is the mean ± the standard deviation over n seeds. Of the metrics that end "
+        "in `_err` less is better.",
+        "Runs of the same seed share initial weights and data order, so they are compared in "
+        "pairs. From six common seeds on, a mean difference has a 95 % interval (BCa bootstrap) "
+        "and a p-value (exact two-sided sign-flip permutation test). Fewer seeds can never reach "
+        "0.05 in that test and never give a verdict. A claim holds, or does not, if p is at most "
+        "0.05 after Holm's correction over the claims of its page and the intervals agree; a claim "
+        "of equality is tested on both distances to its margin. Otherwise one cannot tell. "
+        "[claims.yaml](claims.yaml) has the rule in full, and every claim with the paper's words.",
+        "Seeds needed are those of a two-sided paired t test with 80 % power at the mean and "
+        "spread seen (noncentral t), at 0.05 divided by the claims of the page, and no fewer than "
+        "the sign-flip test takes at that level. `python scripts/tables.py --missing` prints the "
+        "commands of the runs that are missing.",
+        "The miniatures are generated stand-ins for the datasets at a fraction of their size, "
+        "trained on for minutes. They cannot show how large a difference is on the real datasets, "
+        "nor whether it is there at all: compare norms with each other within ours, never ours "
+        "with the paper's. Intervals are over seeds, not over datasets. The difference to GN is, "
+        "for Tables 2 to 4, that to GN of Table 1, with 16 groups.",
+        "## Of the layer itself",
+        _checks_table(checks),
     ]
-    for scale, title in SCALES.items():
-        parts.append(f"## {title}")
-        if not evidence.runs[scale]:
+    for page in dict.fromkeys((*evidence.pages, *SCALES)):
+        parts.append(f"## {page_title(page)}")
+        if not evidence.runs.get(page):
             parts.append("No finished run of a published row.")
             continue
-        parts += [_origin(evidence.distinct(scale)), "### What holds here"]
-        parts += [
-            "A claim holds, or does not, if the 95 % interval of each difference excludes zero; a "
-            "claim of equality holds if the interval lies within the margin, and does not if it "
-            "lies outside. Otherwise, and with a single seed always, one cannot tell. A claim of "
-            "several differences holds if all of them do, and does not if one does not; nothing is "
-            "corrected for their number.",
-            _claims_table(evidence, scale),
-        ]
-        for table, subject in TITLES.items():
-            parts.append(f"### Table {table}: {subject}")
-            metrics = rows_of_table(table)[0].metrics
-            for start in range(0, len(metrics), METRICS_ABREAST):
-                abreast = metrics[start : start + METRICS_ABREAST]
-                parts.append(_scores_table(evidence, scale, table, abreast))
+        parts += [_origin(evidence.distinct(page)), "### What holds here"]
+        parts.append(_claims_table(shown_claims(evidence, page)))
+        if page in SCALES:
+            parts += _published_tables(evidence, page)
+        for task in dict.fromkeys(run.task for run in evidence.distinct(page)):
+            for make in (own_rows_table, seeds_table):
+                table = make(evidence, page, task)
+                if table is not None:
+                    parts += [f"### {table.caption}", _plain(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(evidence: Evidence, checks: list[ShownClaim]) -> list[str]:
+    """What can be told, in about ten lines."""
+    lines = []
+    for page in evidence.pages:
+        verdicts = judge(evidence, page)
+        count = len(evidence.distinct(page))
+        outcomes = [verdict.outcome for verdict in verdicts]
+        counts = ", ".join(f"{name} {outcomes.count(name)}" for name in OUTCOMES)
+        runs = f"{count} {'run' if count == 1 else 'runs'}"
+        lines.append(f"**{page_title(page)}** ({runs}): of {len(verdicts)} claims {counts}.")
+        told = [verdict for verdict in verdicts if verdict.outcome in (HOLDS, DOES_NOT)]
+        lines += [
+            f"{verdict.outcome}: {verdict.claim.text} ({verdict.findings[0].difference})."
+            for verdict in told[:MOST_TOLD]
+        ]
+        if len(told) > MOST_TOLD:
+            lines.append(f"... and {len(told) - MOST_TOLD} more, in the tables below.")
+        unsure = [v for v in verdicts if v.outcome == CANNOT_TELL and v.seeds]
+        if unsure:
+            nearest = min(unsure, key=lambda v: (not v.is_known, (v.seeds or 0) - v.n))
+            lines.append(
+                f"Nearest to a verdict: {nearest.claim.text}, with {nearest.needs} more seeds."
+            )
+    not_run = [page_title(page) for page in SCALES if not evidence.runs[page]]
+    lines += [f"**{title}**: not run." for title in not_run]
+    for outcome in OUTCOMES:
+        says = [check.says for check in checks if check.outcome == outcome]
+        if says:
+            lines.append(f"Of the layer and the rest, {outcome}: {'; '.join(says)}.")
+    return lines
+
+
+MOST_TOLD = 3
+"""Claims of a page that the first lines name."""
+
+
+def _published_tables(evidence: Evidence, scale: str) -> list[str]:
+    parts = []
+    tasks = {run.task for run in evidence.distinct(scale)}
+    for table, subject in TITLES.items():
+        parts.append(f"### Table {table}: {subject}")
+        rows = rows_of_table(table)
+        if rows[0].task not in tasks:
+            parts.append("Not run.")
+            continue
+        for start in range(0, len(rows[0].metrics), METRICS_ABREAST):
+            abreast = rows[0].metrics[start : start + METRICS_ABREAST]
+            parts.append(_scores_table(evidence, scale, table, abreast))
+    return parts
 
 
 def _origin(runs: list[FinishedRun]) -> str:
@@ -138,16 +270,43 @@ def _short_commit(commit: str | None) -> str | None:
     return digits[:12] + dash + dirty
 
 
-def _claims_table(evidence: Evidence, scale: str) -> str:
+def _claims_table(claims: list[ShownClaim]) -> str:
     lines = []
-    for claim in CLAIMS:
-        outcome, findings = judge(claim, evidence, scale)
-        text = claim.text if claim.margin is None else f"{claim.text} (within ±{claim.margin:g})"
-        numbers = "<br>".join(map(str, findings))
-        published = "<br>".join(f"{finding.published:+z.2f}" for finding in findings)
-        lines.append([str(claim.table), text, outcome, numbers, published])
-    header = ["Table", "claim", "here", "difference, 95 % interval, seeds", "paper"]
-    return _markdown(header, lines, left=("claim", "here", header[3]))
+    for claim in claims:
+        more = f"<br>{claim.needs} more seeds" if claim.needs else ""
+        numbers = "<br>".join(_finding(line) for line in claim.lines)
+        published = "<br>".join(line[-1] for line in claim.lines)
+        windows = "<br>".join(claim.windows)
+        lines.append([_said(claim), f"{claim.outcome}{more}", claim.p, numbers, published, windows])
+    header = ["claim", "here", "p, corrected", "difference, 95 % interval, p, seeds", "paper"]
+    header.append("layers that see a window")
+    return _markdown(header, lines, left=("claim", "here", header[3], header[5]))
+
+
+def _said(claim: ShownClaim) -> str:
+    return f'{claim.says}<br>*"{claim.quote}", {claim.section}*'
+
+
+def _finding(line: list[str]) -> str:
+    what, mean, interval, p, n, _ = line
+    parts = [f"{what}: {mean}" if what else mean, interval, f"p {p}" if p else "", f"n {n}"]
+    return ", ".join(part for part in parts if part)
+
+
+def _checks_table(checks: list[ShownClaim]) -> str:
+    lines = [
+        [_said(check), check.outcome, check.lines[0][0],
+         ", ".join(f"`{command}`" for command in check.commands)]
+        for check in checks
+    ]  # fmt: skip
+    header = ["claim", "here", "found", "command"]
+    return _markdown(header, lines, left=header)
+
+
+def _plain(table: Table) -> str:
+    """A table of the report as Markdown, the titles above columns before theirs."""
+    header = [f"{c.group}: {c.title}" if c.group else c.title for c in table.columns]
+    return _markdown(header, table.rows, left=[c.title for c in table.columns if not c.is_number])
 
 
 def _scores_table(evidence: Evidence, scale: str, table: int, metrics: list[str]) -> str:
@@ -178,11 +337,10 @@ def _mean_and_deviation(scores: list[float]) -> str:
 
 
 def _difference_to_gn(evidence: Evidence, scale: str, row: Row) -> list[str]:
-    gn = reference(row)
-    if gn.norm == row.norm:
+    published = _published_difference(row)
+    if published is None:
         return ["", ""]
-    found = contrast(evidence, scale, [row], [gn], row.primary)
-    published = row.published[row.primary] - gn.published[row.primary]
+    found = _difference(evidence, scale, row)
     return ["" if found is None else str(found), f"{published:+z.2f}"]
 
 

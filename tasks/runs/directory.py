@@ -17,7 +17,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +28,10 @@ from tasks.protocol import norm_label
 from tasks.runs.record import read_result
 
 log = logging.getLogger("train")
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 class LogFile(logging.FileHandler):
@@ -58,6 +62,7 @@ class Run:
     Attributes:
         total_batch: samples of a step: of all devices, and of all batches that are accumulated.
         directory: where everything of the run is.
+        group: the same for runs that differ in nothing but the seed.
         was_finished: whether it was when this process entered it.
     """
 
@@ -67,10 +72,11 @@ class Run:
     def __init__(self, cfg: DictConfig, dataset: str, world_size: int):
         self.cfg, self.dataset = cfg, dataset
         self.total_batch = cfg.data.batch_size * world_size * cfg.trainer.accumulate
-        identity = json.dumps(run_identity(cfg, dataset, self.total_batch), sort_keys=True)
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-        norm = norm_label(cfg.norm)
-        name = f"{cfg.task.model.name}-{norm}-{cfg.data.name}-seed{cfg.seed}-{digest}"
+        identity = run_identity(cfg, dataset, self.total_batch)
+        what = f"{cfg.task.model.name}-{norm_label(cfg.norm)}-{cfg.data.name}"
+        name = f"{what}-seed{cfg.seed}-{_digest(identity)}"
+        del identity["seed"]
+        self.group = f"{cfg.task.name}-{what}-{_digest(identity)}"
         self.directory = Path(cfg.runs) / cfg.task.name / name
         self.is_first_process = is_first_process()
         self._lock = FileLock(self.directory / ".lock")

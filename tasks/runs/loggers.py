@@ -86,15 +86,16 @@ def start_wandb(cfg: DictConfig, run: Run) -> "wandb.Run":
     import wandb
 
     mode = wandb_mode(cfg.logger.offline)
+    table = [f"table{cfg.paper.table}"] if cfg.paper else []
     try:
         started = wandb.init(
             project=cfg.logger.project,
             entity=cfg.logger.entity,
             id=wandb_id(run.directory),
             name=run.directory.name,
-            group=f"table{cfg.paper.table}" if cfg.paper else cfg.task.name,
+            group=run.group,
             job_type=norm_label(cfg.norm),
-            tags=[cfg.task.name, cfg.data.name, cfg.norm.name],
+            tags=[cfg.task.name, cfg.data.name, cfg.norm.name, *table],
             config=without_home(cfg),
             dir=run.directory,
             mode=mode,

@@ -4,6 +4,7 @@ A run with a damaged file is an InputError that names the file; `read_each` goes
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Record:
         config: its configuration, plain dicts and lists.
         metrics: the columns of ``metrics.csv``: a number per epoch, None where there is none.
         windowed: norm layers that see a window, and all, by phase; empty without an ``audit.csv``.
+        windowed_released: those that would see one under the released layer's rule, by phase.
         windows: windows that are learned, by layer: (epoch, p, q); empty for other norms.
     """
 
@@ -57,6 +59,7 @@ class Record:
     config: dict[str, Any]
     metrics: dict[str, list[float | None]] = field(default_factory=dict)
     windowed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    windowed_released: dict[str, int] = field(default_factory=dict)
     windows: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
 
     @property
@@ -200,14 +203,17 @@ def read_run(directory: Path) -> Record:
     """
     result = read_result(directory)
     config = read_config(directory)
-    metrics, windowed = read_metrics(directory), read_audit(directory)
-    windows = read_windows(directory)
-    if result is None:
-        return Record(directory, config, metrics, windowed, windows)
-    path = directory / "result.json"
-    run = FinishedRun(
-        directory, config, metrics, windowed, windows, result, path.stat().st_mtime_ns
+    known = (
+        directory,
+        config,
+        read_metrics(directory),
+        *read_audit(directory),
+        read_windows(directory),
     )
+    if result is None:
+        return Record(*known)
+    path = directory / "result.json"
+    run = FinishedRun(*known, result, path.stat().st_mtime_ns)
     for key in ("task", "model", "data", "seed"):
         if result[key] != getattr(run, key):
             damaged(path, f"{key} is {result[key]}, and {getattr(run, key)} in config.yaml")
@@ -293,24 +299,37 @@ def read_metrics(directory: Path) -> dict[str, list[float | None]]:
     return metrics
 
 
-def read_audit(directory: Path) -> dict[str, tuple[int, int]]:
-    """Norm layers that see a window, and all, in ``training`` and in ``evaluation``.
+def read_audit(directory: Path) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """`Record.windowed` and `Record.windowed_released`; files without sizes have not the second.
 
     Raises:
         InputError: the file is damaged.
     """
     path = directory / "audit.csv"
     if not path.exists():
-        return {}
+        return {}, {}
     columns, lines = read_csv(path)
     if not {"phase", "windowed"} <= set(columns):
         damaged(path, "it has no columns phase and windowed")
     places = columns.index("phase"), columns.index("windowed")
     seen = Counter((line[places[0]], line[places[1]] == "True") for line in lines)
-    return {
-        phase: (seen[phase, True], seen[phase, True] + seen[phase, False])
-        for phase in dict.fromkeys(phase for phase, _ in seen)
-    }
+    phases = dict.fromkeys(phase for phase, _ in seen)
+    windowed = {p: (seen[p, True], seen[p, True] + seen[p, False]) for p in phases}
+    if not {"height", "width", "window"} <= set(columns):
+        return windowed, {}
+    sizes = [columns.index(name) for name in ("window", "height", "width")]
+    released = Counter(
+        line[places[0]] for line in lines if sees_window(*(line[place] for place in sizes))
+    )
+    return windowed, {phase: released[phase] for phase in phases}
+
+
+def sees_window(window: str, height: str, width: str) -> bool:
+    """Whether the released layer is windowed: with a window smaller than the map on both sides."""
+    found = re.fullmatch(r"[(\[](\d+), (\d+)[)\]]", window)
+    if not (found and height.isdigit() and width.isdigit()):
+        return False
+    return int(found[1]) < int(height) and int(found[2]) < int(width)
 
 
 def read_windows(directory: Path) -> dict[str, list[tuple[float, float, float]]]:

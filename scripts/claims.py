@@ -1,0 +1,48 @@
+"""Checks results/claims.yaml, and what the paper says of the layer itself.
+
+python scripts/claims.py                            the file, every check, the windowed layers
+python scripts/claims.py cost-over-window           one check
+python scripts/claims.py --paper FILE               also that the paper's text has every quotation
+
+Writes checks.json and audit.csv into results/, which scripts/tables.py and scripts/report.py show.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tasks.errors import InputError, say
+from tasks.evidence.checks import CHECKS, run_checks
+from tasks.evidence.claims import CLAIMS_FILE, claims, unknown_quotations, unknown_settings
+from tasks.evidence.windows import write_audit
+from tasks.runs.files import read_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"of {', '.join(CHECKS)}")
+    parser.add_argument("--paper", type=Path, help="the paper's text")
+    arguments = parser.parse_args()
+    try:
+        unknown = [name for name in arguments.checks if name not in CHECKS]
+        if unknown:
+            raise InputError(f"{unknown[0]}: no such check; there are {', '.join(CHECKS)}")
+        known = claims()
+        mistakes = unknown_settings(known)
+        if arguments.paper is not None:
+            mistakes += unknown_quotations(known, read_text(arguments.paper))
+        if mistakes:
+            raise InputError("\n".join(f"{CLAIMS_FILE.name}: {text}" for text in mistakes))
+        print(f"{CLAIMS_FILE.name}: {len(known)} claims")
+        for name, result in run_checks(arguments.checks or [*CHECKS], CLAIMS_FILE.parent).items():
+            word = {True: "holds", False: "does not hold", None: "not run"}[result.holds]
+            print(f"{name:20} {word}: {result.found}")
+        if not arguments.checks:
+            print(f"audit.csv: {len(write_audit())} rows of LCN")
+    except InputError as error:
+        say(f"error: {error}")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Which norm layers see a window, of the rows that a claim is about.
+
+A layer whose window covers its map is GN. At the published sizes that is known without a run:
+``python scripts/claims.py`` writes it to ``results/audit.csv``.
+"""
+
+import csv
+import functools
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.config import ROOT, compose
+from tasks.evidence.claims import Claim
+from tasks.evidence.gather import Evidence
+from tasks.evidence.rows import Row, own_rows, published_rows, row_named
+from tasks.protocol import norm_label, task_facts
+from tasks.runs.directory import write_atomically
+from tasks.runs.record import FinishedRun, sees_window
+
+AUDIT_FILE = ROOT / "results" / "audit.csv"
+
+PHASES = ("training", "evaluation")
+
+COLUMNS = ("experiment", "phase", "height", "width", "windowed", "windowed_released", "layers")
+
+
+class Seen(NamedTuple):
+    """Layers that see a window, by our rule and by the released layer's, and all."""
+
+    windowed: int
+    released: int | None
+    layers: int
+
+    def __str__(self) -> str:
+        released = "" if self.released is None else f" (released rule {self.released})"
+        return f"{self.windowed}{released} of {self.layers}"
+
+
+@functools.cache
+def at_full_scale() -> dict[str, dict[str, Seen]]:
+    """By experiment and phase, at the sizes of the protocol; empty without the file."""
+    if not AUDIT_FILE.exists():
+        return {}
+    found: dict[str, dict[str, Seen]] = {}
+    with AUDIT_FILE.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            counts = (int(line[name]) for name in COLUMNS[4:])
+            found.setdefault(line["experiment"], {})[line["phase"]] = Seen(*counts)
+    return found
+
+
+def of_run(run: FinishedRun) -> dict[str, Seen]:
+    """By phase, as the run recorded it."""
+    return {
+        phase: Seen(windowed, run.windowed_released.get(phase), layers)
+        for phase, (windowed, layers) in run.windowed.items()
+    }
+
+
+def windows_of(claim: Claim, evidence: Evidence, page: str) -> list[str]:
+    """A line for each LCN row of a claim; of runs, or, without any, at the published sizes."""
+    lines: list[str] = []
+    for name in claim.rows:
+        row = row_named(name)
+        label = norm_label(row.norm)
+        if not row.norm["name"].startswith("lcn"):
+            continue
+        runs = evidence.runs.get(page, {}).get(name, {})
+        experiment = name.partition(" ")[0]
+        as_published = at_full_scale().get(experiment, {}) if page != "full" or not runs else {}
+        if runs:
+            lines.append(f"{label}: {_counts(of_run(next(iter(runs.values()))))}")
+        if row.published and as_published and (by_construction := _gn(as_published)):
+            lines.append(f"{label} as published: {by_construction}")
+        elif not runs and as_published and not any(x.startswith(f"{label}:") for x in lines):
+            lines.append(f"{label}, at full size: {_counts(as_published)}")
+    return list(dict.fromkeys(lines))
+
+
+def _counts(seen: dict[str, Seen]) -> str:
+    """The counts of the phases, and what they mean if no layer sees a window."""
+    counts = ", ".join(f"{phase} {seen[phase]}" for phase in PHASES if phase in seen)
+    note = _gn(seen)
+    return f"{counts}: {note}" if note else counts
+
+
+def _gn(seen: dict[str, Seen]) -> str:
+    """Where a row is GN because no layer sees a window; empty if some do under both rules."""
+    said = []
+    for rule, place in (("under either rule", 0), ("under the released rule", 1)):
+        phases = [phase for phase, counts in seen.items() if counts[place] == 0]
+        if phases and len(phases) == len(seen):
+            said.append(f"GN by construction {rule}, no layer windowed")
+        elif phases:
+            said.append(f"GN by construction {rule} in {' and '.join(phases)}")
+        if said:
+            break
+    return "; ".join(said)
+
+
+def write_audit(path: Path = AUDIT_FILE) -> list[str]:
+    """Writes `AUDIT_FILE` for every LCN row; returns the experiments."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(COLUMNS)
+    rows = [r for r in (published_rows() | own_rows()).values() if r.norm["name"] == "lcn"]
+    for row in rows:
+        for phase, (height, width), seen in _audited(row):
+            lines.writerow((row.experiment, phase, height, width, *seen))
+    write_atomically(path, text.getvalue())
+    at_full_scale.cache_clear()
+    return [row.experiment for row in rows]
+
+
+def _audited(row: Row) -> list[tuple[str, tuple[int, int], Seen]]:
+    """Of a row at the protocol's sizes; without the evaluation where images differ in size."""
+    import torch
+
+    from lcn import audit
+    from tasks.models import build_model
+
+    cfg = compose(row.settings)
+    if cfg.task.num_classes is None:
+        cfg.task.num_classes = cfg.task.outputs = 2  # no norm layer depends on it
+    sizes = {"training": tuple(cfg.data.crop or cfg.data.resize)}
+    image = cfg.task.resize or task_facts(row.task).image_size
+    if cfg.task.kind != "segmentation":
+        sizes["evaluation"] = sizes["training"]
+    elif image is not None and "eval_halo" not in cfg.task:  # which is evaluated in tiles
+        sizes["evaluation"] = tuple(image)
+    forward: Callable[[Any, torch.Tensor], None] | None = None
+    if cfg.task.kind == "detection":
+        from tasks.models.mask_rcnn import reach_norms
+
+        forward = reach_norms
+        sizes = {
+            phase: tuple(32 * -(-side // 32) for side in size) for phase, size in sizes.items()
+        }
+    with torch.device("cpu" if cfg.task.kind == "detection" else "meta"):  # which draws a seed
+        model = build_model(cfg)
+    found = []
+    for phase, (height, width) in sizes.items():
+        report = audit(model, (1, len(cfg.task.bands), height, width), forward=forward)
+        released = sum(sees_window(str(r.window), str(r.height), str(r.width)) for r in report)
+        found.append((phase, (height, width), Seen(report.windowed_count, released, len(report))))
+    return found
