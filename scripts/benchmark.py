@@ -14,6 +14,7 @@ Writes benchmark.csv and benchmark.png (cost over window size) to --output.
 
 import argparse
 import contextlib
+import copy
 import csv
 import ctypes
 import functools
@@ -341,6 +342,7 @@ def measure_step(options: argparse.Namespace, table: "Table") -> None:
 
     models = {}
     for name, norm in (
+        ("bn", {"name": "bn"}),
         ("gn", {"name": "gn", "groups": 8}),
         ("lcn", {"name": "lcn", "c_group": 2, "window": 227}),
         ("learned", {"name": "lcn_learned", "c_group": 2, "window": 226.5}),
@@ -350,6 +352,8 @@ def measure_step(options: argparse.Namespace, table: "Table") -> None:
         if name == "gn":  # the same groups as lcn, so that only the window differs
             model = convert_norm(model, lambda channels: nn.GroupNorm(channels // 2, channels))
         models[name] = model.train()
+        nhwc = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        models[f"{name} in channels-last"] = nhwc
     images = torch.randn(options.batch or 1, 3, 512, 1024)
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(6):
@@ -360,8 +364,13 @@ def measure_step(options: argparse.Namespace, table: "Table") -> None:
             times[name].append(clock() - start)
     best = {name: min(values[1:]) for name, values in times.items()}
     table.add("step", "HRNetV2-W18-Small-v1", "training", tuple(images.shape), 2, 227, best)
-    table.say(f"training step: lcn over gn {best['lcn'] / best['gn']:.2f}")
-    table.say(f"training step: learned windows over lcn {best['learned'] / best['lcn']:.2f}")
+    for layout in ("", " in channels-last"):
+        lcn, learned = best[f"lcn{layout}"], best[f"learned{layout}"]
+        table.say(f"training step{layout}: lcn over gn {lcn / best[f'gn{layout}']:.2f}")
+        table.say(f"training step{layout}: learned windows over lcn {learned / lcn:.2f}")
+    for name in ("bn", "gn", "lcn"):
+        ratio = best[f"{name} in channels-last"] / best[name]
+        table.say(f"training step, {name}: channels-last over NCHW {ratio:.2f}")
 
 
 START = """

@@ -245,6 +245,8 @@ RULES: dict[str, Rule] = {
     "trainer.precision": one_of("32-true", "16-mixed", "bf16-mixed", "64-true"),
     "trainer.max_epochs": COUNT,
     "trainer.max_steps": optional(COUNT),
+    "trainer.channels_last": Rule(lambda v: v == "auto" or FLAG.allows(v), "auto, true or false"),
+    "trainer.compile": FLAG,
     "trainer.deterministic": FLAG,
     "trainer.checkpoint_minutes": number(0),
     "trainer.progress_bar": FLAG,

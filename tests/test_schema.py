@@ -44,7 +44,8 @@ TAKES = {
     "norm.window_unit trainer.accelerator trainer.strategy trainer.precision",
     "true": "norm.window_per_group data.holdout logger.csv logger.tensorboard logger.wandb "
     "task.optimizer.nesterov task.optimizer.decay_biases task.optimizer.decay_norms "
-    "task.scale_lr trainer.deterministic trainer.progress_bar",
+    "task.scale_lr trainer.channels_last trainer.compile trainer.deterministic "
+    "trainer.progress_bar",
     "true null": "plan.calibrate logger.offline task.model.transposed",
     "one huge": "plan.objects norm.size data.batch_size data.epochs data.eval_batch_size "
     "data.eval_every "

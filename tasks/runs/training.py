@@ -4,6 +4,8 @@ import csv
 import io
 import logging
 import math
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,14 +55,39 @@ def world_size(trainer: DictConfig) -> int:
     """Number of processes, one device each, that this trainer configuration starts in all."""
     devices = trainer.devices
     if devices in ("auto", -1):
-        on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        devices = torch.cuda.device_count() if on_gpu else 1
+        devices = torch.cuda.device_count() if _on_gpu(trainer) else 1
     count = devices if isinstance(devices, int) else len(devices)
     return count * trainer.num_nodes
 
 
+def _on_gpu(trainer: DictConfig) -> bool:
+    return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def tune(cfg: DictConfig, model: nn.Module) -> None:
+    """Gives a network the memory format and the compiled code that the trainer asks for.
+
+    Raises:
+        InputError: it is to be compiled, and there is no compiler.
+    """
+    channels_last = cfg.trainer.channels_last
+    if channels_last is True or (channels_last == "auto" and not _on_gpu(cfg.trainer)):
+        model.to(memory_format=torch.channels_last)
+    if cfg.trainer.compile:
+        compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
+        if not any(map(shutil.which, compilers)):
+            raise InputError(
+                "trainer.compile=true needs a C++ compiler, and there is none: install g++, or "
+                "leave trainer.compile=false"
+            )
+        # The rest of Mask R-CNN depends on what is in the images.
+        whole = cfg.task.kind != "detection"
+        (model if whole else model.get_submodule("backbone")).compile()
+
+
 def make_module(cfg: DictConfig, model: nn.Module, eval_set: Dataset) -> TaskModule:
-    """The network with the loss and the scores of its kind of task."""
+    """The network with the loss and the scores of its kind of task, tuned as the trainer asks."""
+    tune(cfg, model)
     norm = scaled_norm(cfg)
     if cfg.task.kind == "segmentation":
         from tasks.modules.segmentation import Segmentation

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tasks.models import build_model
 from tasks.modules.optimization import make_optimizer
 from tasks.runs.plan.step import autocast, make_module, random_batch
+from tasks.runs.training import tune
 
 WARM, STEPS = 3, 20
 
@@ -50,6 +51,7 @@ def step_seconds(cfg: DictConfig) -> float:
 def training_loss(cfg: DictConfig, model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
     """From a random batch to the loss of a real network, a detector's own choice of regions
     included."""
+    tune(cfg, model)
     if cfg.task.kind != "detection":
         module = make_module(cfg, model).to(next(model.parameters()).device)
         module.finite = lambda loss: loss  # type: ignore[method-assign]  # looked at above

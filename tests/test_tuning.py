@@ -1,0 +1,105 @@
+"""Memory format and compiled code of a network: the same numbers, but for rounding."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lcn import build_norm
+from tasks.config import compose, options
+from tasks.errors import InputError
+from tasks.models import build_model
+from tasks.runs.training import tune
+
+
+def config(*overrides):
+    return compose(["experiment=table8_lcn", "data=mini", "trainer=cpu", *overrides])
+
+
+def is_channels_last(model):
+    kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", True), ("true", True), ("false", False)])
+def test_a_cpu_takes_channels_last_unless_told_otherwise(asked, expected):
+    cfg = config(f"trainer.channels_last={asked}")
+    model = build_model(cfg)
+    tune(cfg, model)
+    assert is_channels_last(model) is expected
+
+
+def test_channels_last_changes_nothing_but_rounding():
+    cfg = config("norm.c_group=4", "norm.window=5")
+    torch.manual_seed(0)
+    plain = build_model(cfg).double()
+    tuned = copy.deepcopy(plain)
+    tune(cfg, tuned)
+    x = torch.randn(2, 4, 48, 32, dtype=torch.float64)
+    for model in (plain, tuned):
+        model(x).square().mean().backward()
+    for ours, theirs in zip(tuned.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).abs().max() <= 1e-8 * theirs.grad.abs().max()
+
+
+def block(norm):
+    """A norm between convolutions, eight groups of two channels."""
+    torch.manual_seed(0)
+    configuration = {"name": norm}
+    if norm == "gn":
+        configuration["groups"] = 8
+    if norm.startswith("lcn"):
+        configuration |= {"c_group": 2, "window": 5}
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), build_norm(configuration)(16), nn.ReLU(), nn.Conv2d(16, 2, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("norm", "channels_last"), [*((norm, False) for norm in options("norm")), ("lcn", True)]
+)
+def test_no_norm_breaks_the_graph(norm, channels_last):
+    torch.compiler.reset()
+    eager = block(norm)
+    if channels_last:
+        eager = eager.to(memory_format=torch.channels_last)
+    compiled = copy.deepcopy(eager)
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 14, 13)
+    results = []
+    for model in (eager, compiled):
+        y = model(x)
+        y.square().sum().backward()
+        results.append((y, *(p.grad for p in model.parameters())))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_compiler_one_message(monkeypatch):
+    cfg = config("trainer.compile=true")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
+        tune(cfg, build_model(cfg))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("experiment", ["table1_w18_lcn", "table6_lcn", "table7_lcn", "table8_lcn"])
+def test_compiled_in_channels_last_a_network_gives_what_it_gave(experiment, precision):
+    overrides = [f"experiment={experiment}", "data=mini", "trainer=cpu"]
+    cfg = compose([*overrides, "trainer.compile=true", f"trainer.precision={precision}"])
+    torch.manual_seed(0)
+    plain = build_model(cfg)
+    tuned = copy.deepcopy(plain)
+    tune(cfg, tuned)
+    x = torch.randn(2, len(cfg.task.bands), 64, 64)
+    results = []
+    for model in (plain, tuned):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
+            y = model(x)
+        y.float().square().mean().backward()
+        results.append(y.detach().float())
+    tolerance = 2e-3 if precision == "32-true" else 0.1
+    assert (results[0] - results[1]).abs().max() <= tolerance * results[0].abs().max()
