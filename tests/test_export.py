@@ -24,6 +24,7 @@ from tasks.miniatures import coco as mini_coco
 from tasks.models import build_model, scaled_norm
 from tasks.prediction.export import export, shareable
 from tasks.prediction.network import load_network
+from tasks.prediction.objects import draw
 
 UNET = ("task=inria", "task.model.widths=[4,4]", "norm=lcn", "norm.window=9")
 WANDB = ("logger=wandb", "logger.entity=someone")
@@ -214,6 +215,24 @@ def test_a_detectors_objects_are_those_of_its_network_in_cocos_form(tmp_path, mo
         assert annotation["area"] == mask.sum()
     with Image.open(tmp_path / "own" / f"{dataset[0]['name']}_objects.png") as drawn:
         assert drawn.size == dataset[0]["image"].shape[1::-1]
+
+
+def test_objects_are_drawn_where_they_are_and_weak_ones_are_not():
+    image = np.full((115, 129, 3), 200, np.uint8)
+    masks = torch.zeros(2, 1, 115, 129)
+    masks[0, 0, 60:90, 30:70] = 0.9
+    masks[1, 0, 5:20, 80:120] = 0.9
+    found = {
+        "boxes": torch.tensor([[30.0, 60, 70, 90], [80, 5, 120, 20]]),
+        "labels": torch.tensor([2, 1]), "scores": torch.tensor([0.9, 0.3]), "masks": masks,
+    }  # fmt: skip
+    picture = np.asarray(draw(image, found, ["dog", "cat"]), dtype=int)
+    assert picture.shape == image.shape
+    red = picture[75, 50]  # hue 0 over grey, half and half
+    np.testing.assert_allclose(red, [227, 100, 100], atol=2)
+    for row, column in ((12, 100), (110, 120), (75, 110), (30, 10)):
+        np.testing.assert_allclose(picture[row, column], 200, atol=1)
+    assert (picture[75, 28:33] == [255, 0, 0]).all(-1).any()  # the box's left edge
 
 
 def test_paths_and_users_leave_a_configuration_and_the_rest_stays():

@@ -99,7 +99,7 @@ def predict_objects(
             annotations.append(_annotation(result, len(annotations) + 1))
         out.mkdir(parents=True, exist_ok=True)
         with replacing(pictures[path]) as temporary:
-            _picture(network, image, found).save(temporary, format="PNG")
+            draw(image, found, network.class_names).save(temporary, format="PNG")
         written.append(pictures[path])
     if images:
         pairs = zip(numbers, network.class_names, strict=True)
@@ -129,8 +129,14 @@ def _annotation(result: dict[str, Any], number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _picture(network: Network, image: np.ndarray, found: dict[str, torch.Tensor]) -> Image.Image:
-    """The image in its own size with the objects of at least the score `SHOWN`."""
+def draw(image: np.ndarray, found: dict[str, torch.Tensor], class_names: list[str]) -> Image.Image:
+    """The image in its own size with the objects of at least the score `SHOWN`.
+
+    Args:
+        image: uint8 [H, W, 3].
+        found: as `tasks.modules.detection.coco_results` takes it.
+        class_names: of labels 1, 2, ...
+    """
     from matplotlib.figure import Figure
 
     shown = found["scores"] >= SHOWN
@@ -140,7 +146,7 @@ def _picture(network: Network, image: np.ndarray, found: dict[str, torch.Tensor]
     # The tenth of a pixel: 115 / 100 * 100 is less than 115 in floating point.
     figure = Figure(figsize=((width + 0.1) / 100, (height + 0.1) / 100), dpi=100)
     ax = figure.add_axes((0, 0, 1, 1))
-    draw_objects(ax, image, objects, network.class_names)
+    draw_objects(ax, image, objects, class_names)
     ax.set_aspect("auto")
     ax.set_axis_off()
     return drawn(figure)
