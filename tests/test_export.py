@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tasks.errors import InputError
 from tasks.evidence.card import dataset_terms, model_card
 from tasks.miniatures import coco as mini_coco
 from tasks.models import build_model, scaled_norm
+from tasks.prediction import to_onnx
 from tasks.prediction.export import export, shareable
 from tasks.prediction.network import load_network
 from tasks.prediction.objects import draw
@@ -140,6 +142,25 @@ def test_what_is_there_stays_unless_told_and_an_error_leaves_no_trace(run, tmp_p
         export(run, out, model_card, overwrite=True)
     with pytest.raises(InputError, match="an export already"):
         export(out, tmp_path / "third", model_card)
+
+
+def test_an_onnx_file_that_computes_something_else_is_refused(run, tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    size = ["height", "width"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("ReduceMax", ["image", "axes"], ["logits"], keepdims=1)], "wrong",
+        [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, *size])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1, 1, *size])],
+        [onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1])],
+    )  # fmt: skip
+    version = [onnx.helper.make_opsetid("", 18)]
+    wrong = onnx.helper.make_model(graph, opset_imports=version, ir_version=10)
+    monkeypatch.setattr(to_onnx, "_exported", lambda *_: SimpleNamespace(model_proto=wrong))
+    with pytest.raises(InputError, match="other logits"):
+        export(run, tmp_path / "shared", model_card, onnx=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_has_not_finished_is_exported_only_if_told(tmp_path, script):

@@ -231,15 +231,8 @@ def _norm_layers(network: "Network", run: Record) -> Iterator[str]:
     yield f"- {_reach(network)}"
     mismatch = run.result.get("tile_mismatch") if isinstance(run, FinishedRun) else None
     if mismatch is not None:
-        yield f"- tile mismatch, pixels whose class changes with the tiles: {_told(mismatch)}"
+        yield f"- tile mismatch, pixels whose class changes with the tiles: {mismatch:.3g} %"
     yield ""
-
-
-def _told(mismatch: Any) -> str:
-    """The percentage, or it with the setting that it was measured at."""
-    if not isinstance(mismatch, dict):
-        return f"{mismatch:.3g} %"
-    return ", ".join(f"{key} {value}" for key, value in mismatch.items())
 
 
 def _reach(network: "Network") -> str:
