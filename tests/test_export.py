@@ -117,6 +117,16 @@ def test_seeds_of_the_same_settings_are_named_with_their_mean(tmp_path):
     assert "| 50.00 | 53.00 | 59.00 | 54.00 |" in text
     assert "seed 3" not in text
     assert "seed 4" not in text
+    assert "3 runs of the same settings; too few for an interval" in text
+
+
+def test_six_seeds_have_an_interval(tmp_path):
+    own = trained(tmp_path, *UNET, name="inria/0", score=50.0)
+    for seed in range(1, 6):
+        write_run(tmp_path, *UNET, data="full", seed=seed, name=f"inria/{seed}", score=50.0)
+    export(own, tmp_path / "shared", model_card)
+    text = (tmp_path / "shared" / "README.md").read_text()
+    assert f"{'| 50.00 ' * 7}| 50.00 to 50.00 |" in text
 
 
 def test_what_is_there_stays_unless_told_and_an_error_leaves_no_trace(run, tmp_path, script):
