@@ -3,8 +3,9 @@
 python scripts/predict.py RUN photo.png folder/ scene.tif --out maps
 
 RUN is a run's directory or an export. Segmentation writes NAME_classes.tif (or .png) in colours of
-the task, classification predictions.csv. The same command again continues one that was stopped;
-several processes with the same command divide the work.
+the task, classification predictions.csv, detection predictions.json and NAME_objects.png. The same
+command again continues a segmentation that was stopped; several processes with the same command
+divide the work.
 """
 
 import argparse

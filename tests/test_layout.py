@@ -23,7 +23,8 @@ WITHOUT_TORCH = (
     "tasks.runs.launch", "tasks.runs.directory", "tasks.runs.record", "tasks.runs.files",
     "tasks.runs.listing", "tasks.runs.provenance", "tasks.runs.replay", "tasks.evidence.tables",
     "tasks.evidence.report", "tasks.data", "tasks.data.tiles", "tasks.miniatures.cityscapes",
-    "tasks.evidence.rows", *(f"tasks.data.{task}" for task in options("task")),
+    "tasks.evidence.rows", "tasks.evidence.card", "tasks.prediction.export",
+    *(f"tasks.data.{task}" for task in options("task")),
 )  # fmt: skip
 MINIATURES_IN_DATA = "tasks/data/__init__.py"
 

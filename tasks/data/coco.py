@@ -16,10 +16,10 @@ from pycocotools.coco import COCO
 from tasks.data import DetectionDataset, Sample
 from tasks.data.coco_json import AGAIN, check_files, read_annotations
 from tasks.data.files import local_name, read_rgb
+from tasks.data.plots import draw_objects
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -184,28 +184,10 @@ class Coco(DetectionDataset):
         figure = Figure(figsize=(5 * len(panels), 5 * height / width + 0.3), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, objects) in zip(axes, panels.items(), strict=True):
-            self._draw_objects(ax, sample["image"], objects)
+            draw_objects(ax, sample["image"], objects, self.class_names)
             ax.set_title(title)
             ax.set_axis_off()
         return figure
-
-    def _draw_objects(self, ax: "Axes", image: np.ndarray, objects: Sample) -> None:
-        from matplotlib import colormaps
-        from matplotlib.patches import Rectangle
-
-        picture = image / 255
-        colors = colormaps["hsv"](np.linspace(0, 0.85, max(1, len(objects["labels"]))))[:, :3]
-        for color, mask in zip(colors, objects["masks"], strict=False):
-            picture[mask > 0] = 0.5 * picture[mask > 0] + 0.5 * color
-        ax.imshow(picture)
-        for index, (x1, y1, x2, y2) in enumerate(objects["boxes"]):
-            edge = colors[index]
-            ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge))
-            text = self.class_names[int(objects["labels"][index]) - 1]
-            if "scores" in objects:
-                text += f" {objects['scores'][index]:.2f}"
-            label = {"facecolor": edge, "edgecolor": "none", "pad": 1}
-            ax.text(x1, y1, text, color="white", bbox=label, fontsize=7, clip_on=True)
 
 
 def _json_name(split: str) -> str:

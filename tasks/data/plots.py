@@ -1,4 +1,4 @@
-"""Pictures of samples: class colours, a figure of label maps, contact sheets of whole datasets."""
+"""Pictures of samples: class colours, label maps, objects, contact sheets of whole datasets."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from tasks.errors import InputError
 from tasks.protocol import TaskFacts
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHEET_WIDTH = 1600  # pixels
@@ -62,6 +63,35 @@ def label_figure(sample: Sample, prediction: np.ndarray | None, facts: TaskFacts
     return figure
 
 
+def draw_objects(
+    ax: "Axes", image: np.ndarray, objects: Sample, class_names: Sequence[str]
+) -> None:
+    """Draws an image with boxes, masks and classes of objects, and scores if they have them.
+
+    Args:
+        ax: where to.
+        image: uint8 [H, W, 3].
+        objects: ``boxes``, ``labels``, ``masks`` as a detection's samples have them, ``scores``.
+        class_names: of labels 1, 2, ...
+    """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    picture = image / 255
+    colors = colormaps["hsv"](np.linspace(0, 0.85, max(1, len(objects["labels"]))))[:, :3]
+    for color, mask in zip(colors, objects["masks"], strict=False):
+        picture[mask > 0] = 0.5 * picture[mask > 0] + 0.5 * color
+    ax.imshow(picture)
+    for index, (x1, y1, x2, y2) in enumerate(objects["boxes"]):
+        edge = colors[index]
+        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge))
+        text = class_names[int(objects["labels"][index]) - 1]
+        if "scores" in objects:
+            text += f" {objects['scores'][index]:.2f}"
+        label = {"facecolor": edge, "edgecolor": "none", "pad": 1}
+        ax.text(x1, y1, text, color="white", bbox=label, fontsize=7, clip_on=True)
+
+
 def contact_sheet(splits: dict[str, Dataset], count: int = 4) -> Image.Image:
     """Samples spread evenly over each split, as its dataset plots them, a block per split.
 
@@ -73,12 +103,12 @@ def contact_sheet(splits: dict[str, Dataset], count: int = 4) -> Image.Image:
 
     blocks = []
     for name, dataset in splits.items():
-        blocks.append(_drawn(_title(Figure(figsize=(8, 0.5)), name, len(dataset))))
+        blocks.append(drawn(_title(Figure(figsize=(8, 0.5)), name, len(dataset))))
         chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
         pictures = []
         for index in chosen.tolist():
             try:
-                pictures.append(_drawn(dataset.plot(dataset[index])))
+                pictures.append(drawn(dataset.plot(dataset[index])))
             except InputError:
                 continue
         blocks += _rows(pictures)
@@ -95,7 +125,7 @@ def _title(figure: "Figure", name: str, count: int) -> "Figure":
     return figure
 
 
-def _drawn(figure: "Figure") -> Image.Image:
+def drawn(figure: "Figure") -> Image.Image:
     """A figure's pixels, at 100 a matplotlib inch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -18,10 +18,15 @@ from tasks.models.unet import UNet
 from tasks.protocol import given_norm
 
 
-def build_model(cfg: DictConfig) -> nn.Module:
+def build_model(cfg: DictConfig, read_weights: bool = True) -> nn.Module:
     """The network of ``cfg.task`` with every norm layer replaced by ``cfg.norm``.
 
     The same seed gives the same convolution weights whatever the norm.
+
+    Args:
+        cfg: the configuration.
+        read_weights: whether files of initial weights that it names are read; not where all
+            weights are replaced afterwards. The layers are the same.
 
     Raises:
         InputError: an unknown network, a file of weights of another network, or a norm that some
@@ -30,10 +35,13 @@ def build_model(cfg: DictConfig) -> nn.Module:
     name, norm = cfg.task.model.name, scaled_norm(cfg)
     try:
         if name == "mask_rcnn_r50_fpn":  # which puts its norms where they belong by itself
-            return _mask_rcnn(cfg, norm)
+            return _mask_rcnn(cfg, norm, read_weights)
         if name not in NETWORKS:
             raise ValueError(f"task.model.name={name}: no such network")
         input_shape = (1, len(cfg.task.bands), *cfg.data.crop)
+        if not read_weights and cfg.task.model.get("pretrained") is not None:
+            cfg = copy.deepcopy(cfg)
+            cfg.task.model.pretrained = None
         return convert_norm(NETWORKS[name](cfg), norm, input_shape=input_shape)
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -92,7 +100,7 @@ NETWORKS: dict[str, Callable[[DictConfig], nn.Module]] = {
 """What makes each network, by ``task.model.name``, with norm layers that are then replaced."""
 
 
-def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any]) -> nn.Module:
+def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any], read_weights: bool) -> nn.Module:
     path = cfg.task.backbone_checkpoint
     model = mask_rcnn(
         cfg.task.model.name,
@@ -104,6 +112,8 @@ def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any]) -> nn.Module:
         sampling=plain(cfg.data.sampling) if cfg.data.sampling else None,
         box_loss_beta=cfg.task.box_loss_beta,
     )
+    if not read_weights:
+        return model
     model.notes = [
         "backbone from scratch (no task.backbone_checkpoint)"
         if path is None

@@ -20,7 +20,7 @@ from tasks.modules.module import TaskModule
 Result = dict[str, Any]  # one detection, an entry of COCO's results format
 
 _KINDS = {"bbox": "bbox", "segm": "mask"}  # pycocotools' name: the paper's
-_MASK_THRESHOLD = 0.5
+MASK_THRESHOLD = 0.5
 
 
 class Detection(TaskModule):
@@ -74,7 +74,7 @@ def coco_results(
     """
     corners = detections["boxes"].float().cpu()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
-    masks = (detections["masks"][:, 0] >= _MASK_THRESHOLD).to(torch.uint8).cpu().numpy()
+    masks = (detections["masks"][:, 0] >= MASK_THRESHOLD).to(torch.uint8).cpu().numpy()
     return [
         {
             "image_id": int(image_id),

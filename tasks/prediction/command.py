@@ -12,6 +12,7 @@ from tasks.data.files import is_leftover, read_rgb
 from tasks.errors import InputError, say
 from tasks.prediction.maps import PICTURES, RASTERS, Options, predict_map
 from tasks.prediction.network import Network, load_network, predict
+from tasks.prediction.objects import predict_objects
 from tasks.runs.directory import write_atomically
 
 
@@ -32,7 +33,9 @@ def predict_all(arguments: argparse.Namespace) -> int:
     elif network.kind == "classification":
         written, failed = _table(network, paths, arguments.out, options)
     else:
-        raise InputError("networks of detection cannot be used by this command yet")
+        written, failed = predict_objects(
+            network, paths, arguments.out, options.scale, options.overwrite
+        )  # fmt: skip
     for path in written:
         print(path)
     print(f"{len(paths) - failed} of {len(paths)} images predicted, {len(written)} files written")

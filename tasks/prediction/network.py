@@ -28,7 +28,7 @@ from tasks.models.checkpoint import load_weights
 from tasks.prediction.masked import statistics_of
 from tasks.prediction.tiling import Pair, Tile, Tiling, core_of, round_up
 from tasks.protocol import TaskFacts, norm_label, task_facts
-from tasks.runs.record import FinishedRun, Record, read_run
+from tasks.runs.record import Record, read_config, read_run, require_finished
 
 EXPORTED = "model.safetensors"
 DEFAULT_CORE = 512
@@ -200,18 +200,12 @@ def load_network(
         raise InputError(f"checkpoint {checkpoint}: only last can be chosen")
     exported = folder / EXPORTED
     record = _read(folder, exported.exists())
-    if not exported.exists() and not isinstance(record, FinishedRun) and checkpoint != "last":
-        raise InputError(
-            f"{folder} has not finished; use its last checkpoint with --checkpoint last, or give "
-            "its training command again"
-        )
+    if not exported.exists():
+        require_finished(record, checkpoint)
     cfg = record.cfg
-    cfg.task.model.pretrained = None  # all weights come from the run
-    if "backbone_checkpoint" in cfg.task:
-        cfg.task.backbone_checkpoint = None
     if cfg.task.num_classes is None:
         raise InputError(f"{folder}/config.yaml does not say the classes: it was never started")
-    model = build_model(cfg)
+    model = build_model(cfg, read_weights=False)  # all come from the run
     if exported.exists():
         _load_exported(model, exported)
     else:
@@ -220,8 +214,6 @@ def load_network(
 
 
 def _read(folder: Path, exported: bool) -> Record:
-    from tasks.runs.record import read_config
-
     return Record(folder, read_config(folder)) if exported else read_run(folder)
 
 
@@ -357,7 +349,9 @@ def predict(
     if network.kind == "classification":
         return _classify(network, image, scale)
     if network.kind != "segmentation":
-        raise InputError("predict gives maps and classes; of detection use `detect`")
+        raise InputError(
+            "predict gives maps and classes; of detection use tasks.prediction.objects.detect"
+        )
     network.prepare(image[:1, :1], scale)
     tiling = choose_tiling(network, image.shape[:2], halo, core, memory, shift).tiling
     height, width = image.shape[:2]

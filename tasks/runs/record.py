@@ -220,6 +220,22 @@ def read_run(directory: Path) -> Record:
     return run
 
 
+def require_finished(run: Record, checkpoint: str | None) -> None:
+    """Refuses to use the weights of a run that has not finished, unless told.
+
+    Args:
+        checkpoint: ``"last"`` takes the last checkpoint.
+
+    Raises:
+        InputError: the run has not finished.
+    """
+    if not isinstance(run, FinishedRun) and checkpoint != "last":
+        raise InputError(
+            f"{run.directory} has not finished; use its last checkpoint with --checkpoint last, or "
+            "give its training command again"
+        )
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """A run's ``config.yaml``.
 
