@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tasks.models import build_model
 from tasks.prediction.maps import NODATA, Options, predict_map
 from tasks.prediction.masked import masked_norm
 from tasks.prediction.network import Network, load_network, predict
+from tasks.prediction.parts import entered
 
 
 def make_export(folder: Path, *overrides: str) -> Path:
@@ -102,12 +104,107 @@ def test_a_stopped_prediction_continues_to_the_same_bytes(network, tmp_path):
         run(network, path, tmp_path / "out", core=96)
     (continued,), _ = run(network, path, tmp_path / "out", core=64)
     assert continued.read_bytes() == straight.read_bytes()
+    _, said = run(network, path, tmp_path / "out", core=64)
+    assert "there already" in said[0]  # so a stopped folder of images continues
+    assert names_in(tmp_path / "out") == ["scene_classes.tif"]
+    with pytest.raises(InputError, match="--overwrite"):
+        run(network, path, tmp_path / "out", core=96)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def started(export: Path, source: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "scripts/predict.py", export, source, "--out", out, "--tile", 32]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_processes_divide_a_raster_and_one_may_be_killed(export, network, tmp_path):
+    path = write_raster(tmp_path / "scene.tif", noise(900, 160))
+    (straight,), _ = run(network, path, tmp_path / "straight", core=32)
+    out = tmp_path / "out"
+    victim = started(export, path, out)
+    while not (out / ".scene.parts" / "000002.tif").exists():
+        assert victim.poll() is None, victim.communicate()[1]
+        time.sleep(0.005)
+    victim.kill()
+    victim.communicate()
+    assert not (out / "scene_classes.tif").exists()  # it was killed amid its work
+    both = [started(export, path, out) for _ in range(2)]
+    for process in both:
+        assert process.communicate()[1].count("error") == 0
+        assert process.returncode == 0
+    assert (out / "scene_classes.tif").read_bytes() == straight.read_bytes()
+    assert names_in(out) == ["scene_classes.tif"]
+
+
+def test_who_waited_for_the_last_part_predicts_nothing_again(tmp_path):
+    folder = tmp_path / "parts"
+    with entered(folder, "plan", False) as parts:
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", WAITING, str(folder)], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        with parts.claimed(0, wait=True) as mine:
+            assert mine
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline() == "None\n"  # the other cannot have it
+            parts.path(0).touch()
+        with parts.finishing() as first_here:
+            if first_here:
+                parts.remove()
+    rest = waiting.communicate()[0]
+    assert rest == "False\n"
+    assert not folder.exists()
+
+
+WAITING = """
+import sys
+import time
+from pathlib import Path
+from tasks.prediction.parts import entered
+with entered(Path(sys.argv[1]), "plan", False) as parts:
+    with parts.claimed(0, wait=False) as mine:
+        print(mine, flush=True)
+    with parts.claimed(0, wait=True) as mine:
+        print(mine, flush=True)
+    with parts.finishing() as first_here:
+        if first_here:
+            parts.remove()
+"""
+
+
+def test_a_crash_between_two_results_does_not_look_finished(network, tmp_path, monkeypatch):
+    path = write_raster(tmp_path / "scene.tif", noise(90, 70))
+    straight, _ = run(network, path, tmp_path / "straight", core=32, probabilities=True)
+    out = tmp_path / "out"
+    run(network, path, out, core=64, probabilities=True)  # what is replaced
+    replace = os.replace
+
+    def crash(source, target):
+        if Path(target).parent == out and "classes" in str(target):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", crash)
+    options = {"core": 32, "probabilities": True}
+    with pytest.raises(KeyboardInterrupt):
+        run(network, path, out, **options, overwrite=True)
+    assert names_in(out) == [".scene.parts", "scene_probabilities.tif"]
+    monkeypatch.undo()
+    written, _ = run(network, path, out, **options)
+    assert [p.read_bytes() for p in written] == [p.read_bytes() for p in straight]
+    assert names_in(out) == ["scene_classes.tif", "scene_probabilities.tif"]
 
 
 def test_pixels_without_data_are_not_predicted_and_do_not_matter(tmp_path):
     net = load_network(make_export(tmp_path / "lcn", "norm=lcn", "norm.window=9"))
-    image = noise(130, 150)
-    image[40:90, 30:100] = 0
+    image = noise(66, 75)
+    image[20:45, 15:50] = 0
     path = write_raster(tmp_path / "a.tif", image, nodata=0)
     other = np.where((image == 0), 200, image).astype(np.uint8)
     masked = write_raster(tmp_path / "b.tif", other, tiled=True, blockxsize=32, blockysize=32)
