@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tasks.data.tiles import Place, core_of
+from tasks.data.tiles import Place, core_of, round_up
 
 __all__ = ["Place", "Tile", "Tiling", "core_of", "cut_axis", "round_up"]
 
@@ -113,11 +113,6 @@ def cut_axis(
         (max(0, start - halo), min(end, stop + halo), start, min(stop, length))
         for start, stop in zip(starts, [*starts[1:], end], strict=True)
     ]
-
-
-def round_up(length: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-length // multiple) * multiple
 
 
 def _place(rows: tuple[int, int], columns: tuple[int, int]) -> Place:
