@@ -270,6 +270,30 @@ def test_probabilities_sum_to_one_and_agree_with_the_classes(network, tmp_path):
         run(network, path, tmp_path / "out", core=32)
 
 
+@pytest.mark.parametrize("core", [24, 8])  # with a core of 8 more than two tiles hold a pixel
+def test_a_blended_raster_is_the_blended_image(tmp_path, core):
+    net = load_network(make_export(tmp_path / "gn", "norm=gn", "norm.groups=2"))
+    image = noise(70, 83)
+    path = write_raster(tmp_path / "scene.tif", image)
+    options = {"core": core, "halo": 10, "blend": True}
+    (classes, shares), said = run(net, path, tmp_path / "o", **options, probabilities=True)
+    assert "blended" in said[0]
+    assert "consistency.py" in said[0]
+    with rasterio.open(classes) as file, rasterio.open(shares) as other:
+        found = other.read()
+        np.testing.assert_allclose(
+            found, predict(net, image, **options, probabilities=True), atol=1e-6
+        )
+        np.testing.assert_array_equal(file.read(1), found.argmax(0))
+    (alone,), _ = run(net, path, tmp_path / "alone", **options)
+    with rasterio.open(alone) as file:
+        np.testing.assert_array_equal(file.read(1), found.argmax(0))
+    image[10:40, 20:50] = 0
+    (masked,), _ = run(net, write_raster(tmp_path / "m.tif", image, nodata=0), tmp_path, **options)
+    with rasterio.open(masked) as file:
+        np.testing.assert_array_equal(file.read(1) == NODATA, (image == 0).all(-1))
+
+
 def test_bands_are_chosen_and_sixteen_bits_scaled(network, tmp_path):
     image = noise(50, 60)
     wide = (image[..., ::-1].astype(np.uint16)) * 10

@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Options:
     probabilities: bool = False
     cog: bool = False
     overwrite: bool = False
+    blend: bool = False
 
 
 class Source:
@@ -157,7 +158,10 @@ def predict_map(
     with contextlib.closing(source):
         first, _ = source.read(Place(0, 0, 1, 1))
         network.prepare(first, options.scale)  # its bands and dtype fit
-        choice = choose_tiling(network, source.size, options.halo, options.core, options.memory)
+        choice = choose_tiling(
+            network, source.size, options.halo, options.core, options.memory, blend=options.blend
+        )
+        options = replace(options, blend=choice.tiling.blend)  # not where it is exact without
         plan = _plan(network, source, options, choice.tiling)
         mark = hashlib.sha256(plan.encode()).hexdigest()
         final = _targets(source, out, options)
@@ -171,7 +175,8 @@ def predict_map(
             made = not options.overwrite and all(_mark_of(p) == mark for p in final.values())
             say(f"{path}: {'there already, by the same command' if made else choice.message}")
             if not made:
-                _predict_parts(network, source, options, parts, choice.tiling, progress)
+                soft = replace(options, probabilities=options.probabilities or options.blend)
+                _predict_parts(network, source, soft, parts, choice.tiling, progress)
             with parts.finishing() as first_here:
                 if first_here:
                     if not made:
@@ -230,7 +235,8 @@ def _predict_parts(
     progress: Callable[[int, int], None],
 ) -> None:
     """Predicts all rows of tiles; those that other processes have begun are waited for."""
-    done, bands = 0, list(enumerate(tiling.bands))
+    done, bands = 0, list(enumerate(_deciding(tiling)))
+    across = tiling.weights(1) if tiling.blend else None
     for wait in (False, True):
         left = []
         for row, band in bands:
@@ -240,7 +246,7 @@ def _predict_parts(
                     def count(more: int, before: int = done) -> None:
                         progress(before + more, len(tiling))
 
-                    _write_band(network, source, options, parts.path(row), band, count)
+                    _write_band(network, source, options, parts.path(row), band, across, count)
             if mine is None:
                 left.append((row, band))
             else:
@@ -249,26 +255,46 @@ def _predict_parts(
         bands = left
 
 
+def _deciding(tiling: Tiling) -> list[list[Tile]]:
+    """Rows of tiles, each tile with what is predicted of it: its core, or to blend all of it."""
+    if not tiling.blend:
+        return tiling.bands
+    return [[tile.whole(tiling.size) for tile in band] for band in tiling.bands]
+
+
 def _write_band(
     network: Network,
     source: Source,
     options: Options,
     target: Path,
     band: list[Tile],
+    across: list[np.ndarray] | None,
     count: Callable[[int], None],
 ) -> None:
-    top, height = band[0].core.top, band[0].core.height
+    height = band[0].core.height
     classes = network.cfg.task.num_classes
     profile = {"height": height, "width": source.size[1], **_WRITTEN, "count": 1, "dtype": "uint8"}
     if options.probabilities:
         profile |= {"count": classes, "dtype": "float32"}
     temporary = target.with_suffix(".tmp")
+    held, left = np.zeros((profile["count"], height, 0), profile["dtype"]), 0
     with _writing(temporary, **profile) as file:
         for number, tile in enumerate(band):
             found = _predict_part(network, source, options, tile)
+            if found.ndim == 2:
+                found = found[None]
+            if across is not None:
+                found = found * across[number].astype(np.float32)
             core = tile.core
-            window = Window(core.left, core.top - top, core.width, core.height)
-            file.write(found if found.ndim == 3 else found[None], window=window)
+            missing = core.left + core.width - left - held.shape[2]
+            held = np.pad(held, ((0, 0), (0, 0), (0, max(0, missing))))
+            held[..., core.left - left : core.left - left + core.width] += found
+            # Columns before the next tile are done.
+            stop = band[number + 1].core.left if number + 1 < len(band) else source.size[1]
+            if stop > left:
+                window = Window(left, 0, stop - left, height)
+                file.write(held[..., : stop - left], window=window)
+                held, left = held[..., stop - left :], stop
             count(number + 1)
     os.replace(temporary, target)
 
@@ -329,8 +355,20 @@ def _assemble(
             shares.update_tags(**{MARK: mark})
             for index, name in enumerate(network.class_names, start=1):
                 shares.set_band_description(index, name)
-        for row, band in enumerate(tiling.bands):
-            _copy_band(parts.path(row), band, classes, shares)
+        bands = _deciding(tiling)
+        down = tiling.weights(0) if tiling.blend else [None] * len(bands)
+        rows = [
+            (parts.path(row), band[0].core.top, band[0].core.height, down[row])
+            for row, band in enumerate(bands)
+        ]
+        for band in tiling.bands:
+            core = band[0].core
+            holding = [
+                row
+                for row in rows
+                if row[1] < core.top + core.height and core.top < row[1] + row[2]
+            ]
+            _copy_band(holding, band, classes, shares)
     if source.picture:
         made |= _as_pictures(network, made["classes"], mark)
     if options.cog:
@@ -350,21 +388,44 @@ def _as_cog(path: Path, what: str) -> Path:
     return cog
 
 
-def _copy_band(path: Path, band: list[Tile], classes: Any, shares: Any) -> None:
-    with reading(path, "begin anew with --overwrite"), warnings.catch_warnings():
+def _copy_band(
+    rows: list[tuple[Path, int, int, np.ndarray | None]],
+    band: list[Tile],
+    classes: Any,
+    shares: Any,
+) -> None:
+    """Copies the cores of a row of tiles out of the parts that hold them.
+
+    Args:
+        rows: of each part its file, first row, number of rows, and weights of these if it blends.
+        band: the tiles.
+        classes: map of classes to write to.
+        shares: map of probabilities to write to, or None.
+    """
+    with (
+        reading(rows[0][0], "begin anew with --overwrite"),
+        warnings.catch_warnings(),
+        contextlib.ExitStack() as stack,
+    ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as part:
-            for tile in band:
-                core = tile.core
-                window = Window(core.left, 0, core.width, core.height)
-                found = part.read(window=window)
-                place = Window(core.left, core.top, core.width, core.height)
-                if shares is not None:
-                    shares.write(found, window=place)
-                    missing = np.isnan(found[0])
-                    found = found.argmax(0).astype(np.uint8)[None]
-                    found[:, missing] = NODATA
-                classes.write(found, window=place)
+        files = [stack.enter_context(rasterio.open(path)) for path, *_ in rows]
+        for tile in band:
+            core = tile.core
+            found = np.zeros((files[0].count, core.height, core.width), files[0].dtypes[0])
+            for file, (_, top, height, weights) in zip(files, rows, strict=True):
+                first, last = max(top, core.top), min(top + height, core.top + core.height)
+                part = file.read(window=Window(core.left, first - top, core.width, last - first))
+                if weights is not None:
+                    part = part * weights[first - top : last - top, None].astype(np.float32)
+                found[:, first - core.top : last - core.top] += part
+            place = Window(core.left, core.top, core.width, core.height)
+            if shares is not None:
+                shares.write(found, window=place)
+            if len(found) > 1:
+                missing = np.isnan(found[0])
+                found = found.argmax(0).astype(np.uint8)[None]
+                found[:, missing] = NODATA
+            classes.write(found, window=place)
 
 
 def _colors(network: Network) -> dict[int, tuple[int, ...]]:
