@@ -1,5 +1,7 @@
 """Maps of images and rasters by a run, as files."""
 
+import argparse
+import csv
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
@@ -20,6 +23,7 @@ from lcn import LocalContextNorm
 from tasks.config import compose
 from tasks.errors import InputError
 from tasks.models import build_model
+from tasks.prediction.command import find_images, predict_all
 from tasks.prediction.maps import NODATA, Options, predict_map
 from tasks.prediction.masked import masked_norm
 from tasks.prediction.network import Network, load_network, predict
@@ -301,6 +305,82 @@ def test_bands_are_chosen_and_sixteen_bits_scaled(network, tmp_path):
     (target,), _ = run(network, path, tmp_path / "out", bands=(3, 2, 1), scale=2550.0)
     with rasterio.open(target) as file:
         np.testing.assert_array_equal(file.read(1), predict(network, image))
+
+
+def test_an_image_smaller_than_the_stride_is_padded_by_its_border(tmp_path):
+    net = load_network(make_export(tmp_path / "deep", "norm=bn", "task.model.widths=[4,4,4,4,4]"))
+    image = noise(5, 9)
+    Image.fromarray(image).save(tmp_path / "small.png")
+    (target, _), _ = run(net, tmp_path / "small.png", tmp_path / "out")
+    padded = np.pad(image, ((0, 11), (0, 7), (0, 0)), mode="edge")
+    with torch.inference_mode():
+        want = net.decide(net(net.prepare(padded)[None]))[0, :5, :9].numpy()
+    np.testing.assert_array_equal(np.asarray(Image.open(target)), want)
+
+
+def test_floating_point_is_taken_as_it_is_and_other_integers_are_named(network, tmp_path):
+    image = noise(40, 50)
+    path = write_raster(tmp_path / "float.tif", (image / 255).astype(np.float32))
+    (target,), _ = run(network, path, tmp_path / "out")
+    with rasterio.open(target) as file:
+        np.testing.assert_array_equal(file.read(1), predict(network, image))
+    signed = write_raster(tmp_path / "signed.tif", image.astype(np.int16))
+    with pytest.raises(InputError, match="int16 is not supported"):
+        run(network, signed, tmp_path / "out")
+    assert names_in(tmp_path / "out") == ["float_classes.tif"]
+
+
+@pytest.mark.filterwarnings("error::rasterio.errors.NotGeoreferencedWarning")
+def test_a_raster_without_georeferencing_and_a_vrt_that_is_named(network, tmp_path):
+    image = noise(40, 50)
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        plain = write_raster(tmp_path / "plain.tif", image, crs=None, transform=None)
+    (target,), _ = run(network, plain, tmp_path / "out", core=16)
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        file = rasterio.open(target)
+    with file:
+        assert file.crs is None
+        np.testing.assert_array_equal(file.read(1), predict(network, image))
+    placed = write_raster(tmp_path / "placed.tif", image)
+    rasterio.shutil.copy(placed, tmp_path / "virtual.vrt", driver="VRT")
+    (target,), _ = run(network, tmp_path / "virtual.vrt", tmp_path / "out", core=16)
+    with rasterio.open(target) as file, rasterio.open(placed) as source:
+        assert (file.crs, file.transform) == (source.crs, source.transform)
+        np.testing.assert_array_equal(file.read(1), predict(network, image))
+    found = find_images([tmp_path])  # a folder's VRTs would repeat its rasters
+    assert sorted(path.name for path in found) == ["placed.tif", "plain.tif"]
+
+
+def test_classes_are_a_table_and_what_cannot_be_read_is_left_out(tmp_path, monkeypatch, capsys):
+    cfg = compose(["task=imagenet", "task.num_classes=3", "task.class_names=[a,b,c]"])
+    means = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    monkeypatch.setattr("tasks.prediction.command.load_network", lambda *_: Network(means, cfg))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    colors = {"blue.png": (0, 0, 255), "red.png": (255, 0, 0)}
+    for name, color in colors.items():
+        Image.new("RGB", (300, 260), color).save(folder / name)
+    (folder / "cut.jpg").write_bytes(b"\xff\xd8 cut")
+    arguments = argparse.Namespace(
+        run="run", inputs=[folder], out=tmp_path / "out", device="cpu", checkpoint=None, halo=None,
+        tile=None, memory=2.0, bands=None, scale=None, probabilities=True, cog=False, blend=False,
+        overwrite=False,
+    )  # fmt: skip
+    assert predict_all(arguments) == 2
+    assert "cut.jpg" in capsys.readouterr().err
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["image", "class", "probability", "a", "b", "c"]
+    assert [row[:2] for row in rows] == [
+        [str(folder / "blue.png"), "c"], [str(folder / "red.png"), "a"]
+    ]  # fmt: skip
+    for row, color in zip(rows, colors.values(), strict=True):
+        logits = (np.array(color) / 255 - cfg.task.mean) / cfg.task.std
+        want = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose([float(p) for p in row[3:]], want, atol=1e-5)
+        assert float(row[2]) == pytest.approx(want.max(), abs=1e-5)
+    with pytest.raises(InputError, match="--overwrite"):
+        predict_all(arguments)
 
 
 def test_a_run_that_has_not_finished_is_used_only_if_told(tmp_path):
