@@ -44,6 +44,8 @@ def parse() -> argparse.Namespace:
                         help="pixels around a core (default: the network's reach)")  # fmt: skip
     parser.add_argument("--tile", type=positive, metavar="N",
                         help="height and width of a core (default: 512, or the image)")  # fmt: skip
+    parser.add_argument("--blend", action="store_true",
+                        help="blend tiles that no halo makes exact (GN, LN, IN)")  # fmt: skip
     parser.add_argument("--memory", type=amount, default=2.0, metavar="GB",
                         help="what the tensors of a tile may take (default: 2)")  # fmt: skip
     parser.add_argument("--bands", type=bands, metavar="1,2,3", help="in the network's order")

@@ -24,7 +24,8 @@ CODES = [0, 1, 2, 3, 4, 5, 6, 15]
 
 def config(root, crop=(SIDE, SIDE), name="full", scale=1.0, eval_halo=4):
     data = {"name": name, "root": str(root), "crop": list(crop), "scale": scale}
-    return OmegaConf.create({"data": data, "task": {"name": "chesapeake", "eval_halo": eval_halo}})
+    task = {"name": "chesapeake", "eval_halo": eval_halo, "model": {"widths": [8]}}
+    return OmegaConf.create({"data": data, "task": task})
 
 
 def write_csv(path, rows):

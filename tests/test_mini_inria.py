@@ -152,7 +152,8 @@ def test_the_same_seed_gives_the_same_bytes(few, tmp_path, monkeypatch):
 def test_the_miniature_opens_as_the_dataset_and_its_test_tiles_are_scored(few):
     data = {"name": "mini", "root": str(few.parent), "crop": [143, 143], "scale": 0.25}
     data |= {"patches_per_epoch": 4, "holdout": False}
-    cfg = OmegaConf.create({"data": data, "task": {"name": "inria", "eval_halo": 92}})
+    task = {"name": "inria", "eval_halo": 92, "model": {"widths": 5 * [8]}}
+    cfg = OmegaConf.create({"data": data, "task": task})
     train, test = open_splits(cfg, ["train", "test"])
     assert train[0]["image"].shape == (143, 143, 3)
     assert len(train) == 4

@@ -1,13 +1,17 @@
 """Maps of images and rasters by a run, as files."""
 
+import argparse
+import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
@@ -19,9 +23,11 @@ from lcn import LocalContextNorm
 from tasks.config import compose
 from tasks.errors import InputError
 from tasks.models import build_model
+from tasks.prediction.command import find_images, predict_all
 from tasks.prediction.maps import NODATA, Options, predict_map
 from tasks.prediction.masked import masked_norm
 from tasks.prediction.network import Network, load_network, predict
+from tasks.prediction.parts import entered
 
 
 def make_export(folder: Path, *overrides: str) -> Path:
@@ -102,12 +108,107 @@ def test_a_stopped_prediction_continues_to_the_same_bytes(network, tmp_path):
         run(network, path, tmp_path / "out", core=96)
     (continued,), _ = run(network, path, tmp_path / "out", core=64)
     assert continued.read_bytes() == straight.read_bytes()
+    _, said = run(network, path, tmp_path / "out", core=64)
+    assert "there already" in said[0]  # so a stopped folder of images continues
+    assert names_in(tmp_path / "out") == ["scene_classes.tif"]
+    with pytest.raises(InputError, match="--overwrite"):
+        run(network, path, tmp_path / "out", core=96)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def started(export: Path, source: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "scripts/predict.py", export, source, "--out", out, "--tile", 32]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_processes_divide_a_raster_and_one_may_be_killed(export, network, tmp_path):
+    path = write_raster(tmp_path / "scene.tif", noise(900, 160))
+    (straight,), _ = run(network, path, tmp_path / "straight", core=32)
+    out = tmp_path / "out"
+    victim = started(export, path, out)
+    while not (out / ".scene.parts" / "000002.tif").exists():
+        assert victim.poll() is None, victim.communicate()[1]
+        time.sleep(0.005)
+    victim.kill()
+    victim.communicate()
+    assert not (out / "scene_classes.tif").exists()  # it was killed amid its work
+    both = [started(export, path, out) for _ in range(2)]
+    for process in both:
+        assert process.communicate()[1].count("error") == 0
+        assert process.returncode == 0
+    assert (out / "scene_classes.tif").read_bytes() == straight.read_bytes()
+    assert names_in(out) == ["scene_classes.tif"]
+
+
+def test_who_waited_for_the_last_part_predicts_nothing_again(tmp_path):
+    folder = tmp_path / "parts"
+    with entered(folder, "plan", False) as parts:
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", WAITING, str(folder)], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        with parts.claimed(0, wait=True) as mine:
+            assert mine
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline() == "None\n"  # the other cannot have it
+            parts.path(0).touch()
+        with parts.finishing() as first_here:
+            if first_here:
+                parts.remove()
+    rest = waiting.communicate()[0]
+    assert rest == "False\n"
+    assert not folder.exists()
+
+
+WAITING = """
+import sys
+import time
+from pathlib import Path
+from tasks.prediction.parts import entered
+with entered(Path(sys.argv[1]), "plan", False) as parts:
+    with parts.claimed(0, wait=False) as mine:
+        print(mine, flush=True)
+    with parts.claimed(0, wait=True) as mine:
+        print(mine, flush=True)
+    with parts.finishing() as first_here:
+        if first_here:
+            parts.remove()
+"""
+
+
+def test_a_crash_between_two_results_does_not_look_finished(network, tmp_path, monkeypatch):
+    path = write_raster(tmp_path / "scene.tif", noise(90, 70))
+    straight, _ = run(network, path, tmp_path / "straight", core=32, probabilities=True)
+    out = tmp_path / "out"
+    run(network, path, out, core=64, probabilities=True)  # what is replaced
+    replace = os.replace
+
+    def crash(source, target):
+        if Path(target).parent == out and "classes" in str(target):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", crash)
+    options = {"core": 32, "probabilities": True}
+    with pytest.raises(KeyboardInterrupt):
+        run(network, path, out, **options, overwrite=True)
+    assert names_in(out) == [".scene.parts", "scene_probabilities.tif"]
+    monkeypatch.undo()
+    written, _ = run(network, path, out, **options)
+    assert [p.read_bytes() for p in written] == [p.read_bytes() for p in straight]
+    assert names_in(out) == ["scene_classes.tif", "scene_probabilities.tif"]
 
 
 def test_pixels_without_data_are_not_predicted_and_do_not_matter(tmp_path):
     net = load_network(make_export(tmp_path / "lcn", "norm=lcn", "norm.window=9"))
-    image = noise(130, 150)
-    image[40:90, 30:100] = 0
+    image = noise(66, 75)
+    image[20:45, 15:50] = 0
     path = write_raster(tmp_path / "a.tif", image, nodata=0)
     other = np.where((image == 0), 200, image).astype(np.uint8)
     masked = write_raster(tmp_path / "b.tif", other, tiled=True, blockxsize=32, blockysize=32)
@@ -173,6 +274,30 @@ def test_probabilities_sum_to_one_and_agree_with_the_classes(network, tmp_path):
         run(network, path, tmp_path / "out", core=32)
 
 
+@pytest.mark.parametrize("core", [24, 8])  # with a core of 8 more than two tiles hold a pixel
+def test_a_blended_raster_is_the_blended_image(tmp_path, core):
+    net = load_network(make_export(tmp_path / "gn", "norm=gn", "norm.groups=2"))
+    image = noise(70, 83)
+    path = write_raster(tmp_path / "scene.tif", image)
+    options = {"core": core, "halo": 10, "blend": True}
+    (classes, shares), said = run(net, path, tmp_path / "o", **options, probabilities=True)
+    assert "blended" in said[0]
+    assert "consistency.py" in said[0]
+    with rasterio.open(classes) as file, rasterio.open(shares) as other:
+        found = other.read()
+        np.testing.assert_allclose(
+            found, predict(net, image, **options, probabilities=True), atol=1e-6
+        )
+        np.testing.assert_array_equal(file.read(1), found.argmax(0))
+    (alone,), _ = run(net, path, tmp_path / "alone", **options)
+    with rasterio.open(alone) as file:
+        np.testing.assert_array_equal(file.read(1), found.argmax(0))
+    image[10:40, 20:50] = 0
+    (masked,), _ = run(net, write_raster(tmp_path / "m.tif", image, nodata=0), tmp_path, **options)
+    with rasterio.open(masked) as file:
+        np.testing.assert_array_equal(file.read(1) == NODATA, (image == 0).all(-1))
+
+
 def test_bands_are_chosen_and_sixteen_bits_scaled(network, tmp_path):
     image = noise(50, 60)
     wide = (image[..., ::-1].astype(np.uint16)) * 10
@@ -180,6 +305,82 @@ def test_bands_are_chosen_and_sixteen_bits_scaled(network, tmp_path):
     (target,), _ = run(network, path, tmp_path / "out", bands=(3, 2, 1), scale=2550.0)
     with rasterio.open(target) as file:
         np.testing.assert_array_equal(file.read(1), predict(network, image))
+
+
+def test_an_image_smaller_than_the_stride_is_padded_by_its_border(tmp_path):
+    net = load_network(make_export(tmp_path / "deep", "norm=bn", "task.model.widths=[4,4,4,4,4]"))
+    image = noise(5, 9)
+    Image.fromarray(image).save(tmp_path / "small.png")
+    (target, _), _ = run(net, tmp_path / "small.png", tmp_path / "out")
+    padded = np.pad(image, ((0, 11), (0, 7), (0, 0)), mode="edge")
+    with torch.inference_mode():
+        want = net.decide(net(net.prepare(padded)[None]))[0, :5, :9].numpy()
+    np.testing.assert_array_equal(np.asarray(Image.open(target)), want)
+
+
+def test_floating_point_is_taken_as_it_is_and_other_integers_are_named(network, tmp_path):
+    image = noise(40, 50)
+    path = write_raster(tmp_path / "float.tif", (image / 255).astype(np.float32))
+    (target,), _ = run(network, path, tmp_path / "out")
+    with rasterio.open(target) as file:
+        np.testing.assert_array_equal(file.read(1), predict(network, image))
+    signed = write_raster(tmp_path / "signed.tif", image.astype(np.int16))
+    with pytest.raises(InputError, match="int16 is not supported"):
+        run(network, signed, tmp_path / "out")
+    assert names_in(tmp_path / "out") == ["float_classes.tif"]
+
+
+@pytest.mark.filterwarnings("error::rasterio.errors.NotGeoreferencedWarning")
+def test_a_raster_without_georeferencing_and_a_vrt_that_is_named(network, tmp_path):
+    image = noise(40, 50)
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        plain = write_raster(tmp_path / "plain.tif", image, crs=None, transform=None)
+    (target,), _ = run(network, plain, tmp_path / "out", core=16)
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        file = rasterio.open(target)
+    with file:
+        assert file.crs is None
+        np.testing.assert_array_equal(file.read(1), predict(network, image))
+    placed = write_raster(tmp_path / "placed.tif", image)
+    rasterio.shutil.copy(placed, tmp_path / "virtual.vrt", driver="VRT")
+    (target,), _ = run(network, tmp_path / "virtual.vrt", tmp_path / "out", core=16)
+    with rasterio.open(target) as file, rasterio.open(placed) as source:
+        assert (file.crs, file.transform) == (source.crs, source.transform)
+        np.testing.assert_array_equal(file.read(1), predict(network, image))
+    found = find_images([tmp_path])  # a folder's VRTs would repeat its rasters
+    assert sorted(path.name for path in found) == ["placed.tif", "plain.tif"]
+
+
+def test_classes_are_a_table_and_what_cannot_be_read_is_left_out(tmp_path, monkeypatch, capsys):
+    cfg = compose(["task=imagenet", "task.num_classes=3", "task.class_names=[a,b,c]"])
+    means = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    monkeypatch.setattr("tasks.prediction.command.load_network", lambda *_: Network(means, cfg))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    colors = {"blue.png": (0, 0, 255), "red.png": (255, 0, 0)}
+    for name, color in colors.items():
+        Image.new("RGB", (300, 260), color).save(folder / name)
+    (folder / "cut.jpg").write_bytes(b"\xff\xd8 cut")
+    arguments = argparse.Namespace(
+        run="run", inputs=[folder], out=tmp_path / "out", device="cpu", checkpoint=None, halo=None,
+        tile=None, memory=2.0, bands=None, scale=None, probabilities=True, cog=False, blend=False,
+        overwrite=False,
+    )  # fmt: skip
+    assert predict_all(arguments) == 2
+    assert "cut.jpg" in capsys.readouterr().err
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["image", "class", "probability", "a", "b", "c"]
+    assert [row[:2] for row in rows] == [
+        [str(folder / "blue.png"), "c"], [str(folder / "red.png"), "a"]
+    ]  # fmt: skip
+    for row, color in zip(rows, colors.values(), strict=True):
+        logits = (np.array(color) / 255 - cfg.task.mean) / cfg.task.std
+        want = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose([float(p) for p in row[3:]], want, atol=1e-5)
+        assert float(row[2]) == pytest.approx(want.max(), abs=1e-5)
+    with pytest.raises(InputError, match="--overwrite"):
+        predict_all(arguments)
 
 
 def test_a_run_that_has_not_finished_is_used_only_if_told(tmp_path):

@@ -1,5 +1,6 @@
 """Windows over tiles: every pixel counts once, and predictions of windows are those of the tile."""
 
+import math
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from rasterio.transform import from_origin
 from torch import nn
 
+from lcn import audit
 from tasks.config import compose
 from tasks.data import IGNORED, Datasets
 from tasks.data.loading import Augmented, DataModule
@@ -22,10 +24,15 @@ from tasks.data.tiles import (
     check_tiles,
     class_table,
     cover,
+    round_up,
+    scored_windows,
+    total_stride,
 )
 from tasks.data.transforms import make_transform
 from tasks.errors import InputError
+from tasks.models import build_model
 from tasks.modules.segmentation import Segmentation
+from tasks.prediction.network import Network, predict
 from tasks.prediction.submission import write_submission
 from tasks.protocol import task_facts
 from tasks.runs.training import evaluate, evaluator
@@ -58,19 +65,91 @@ def tile_set(tiles):
     return TileSet(tiles, 3, TABLE, "id", task_facts("inria"))
 
 
-@given(length=st.integers(1, 500), size=st.integers(1, 120), halo=st.integers(0, 50))
-def test_cores_follow_each_other_without_gap_and_keep_their_halo(length, size, halo):
-    if 2 * halo >= size:
+@given(
+    length=st.integers(1, 500),
+    size=st.integers(1, 120),
+    halo=st.integers(0, 50),
+    stride=st.sampled_from([1, 2, 16, 32]),
+)
+def test_cores_follow_each_other_without_gap_and_keep_their_halo(length, size, halo, stride):
+    if 2 * round_up(halo, stride) >= round_up(size, stride):
         return
     position = 0
-    for start, end, core_start, core_end in cover(length, size, halo):
-        assert 0 <= start <= core_start <= core_end <= end <= length
-        assert end - start == min(size, length)
+    for start, end, core_start, core_end in cover(length, size, halo, stride):
+        assert 0 <= start <= core_start < core_end <= end <= round_up(length, stride)
+        assert end - start == min(round_up(size, stride), round_up(length, stride))
         assert core_start == position
         assert core_start == 0 or core_start - start >= halo
         assert core_end == length or end - core_end >= halo
+        assert start % stride == end % stride == core_start % stride == 0
+        assert end >= min(core_end + halo, round_up(length, stride))
         position = core_end
     assert position == length
+
+
+def test_the_protocol_s_windows_begin_384_and_128_pixels_apart(tmp_path):
+    """INRIA: 572 with a margin of at least 92; Chesapeake: 256 with 64. U-Nets have stride 16."""
+    starts = [start for start, *_ in cover(5000, 572, 92, 16)]
+    assert starts == [*range(0, 4225, 384), 5008 - 576]
+    assert [start for start, *_ in cover(1000, 256, 64, 16)] == [*range(0, 641, 128), 1008 - 256]
+    assert {stop - start for *_, start, stop in cover(5000, 572, 92, 16)[1:-2]} == {384}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet", "unet_duke", "unet_slim", "unet_large", "smp",
+        pytest.param("hrnetv2_w18_small_v1", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_the_stride_of_windows_is_the_one_the_audit_finds(name):
+    cfg = compose(["task=inria", f"task/model={name}", "norm=bn", "trainer=cpu"])
+    if "widths" in cfg.task.model:
+        cfg.task.model.widths = [2] * len(cfg.task.model.widths)
+    side = 960 if name.startswith("hrnet") else 256
+    found = audit(build_model(cfg).eval(), (1, 3, side, side)).total_stride
+    assert found == (total_stride(cfg.task.model),) * 2
+
+
+@pytest.mark.parametrize("model", ["unet", "unet_duke"])
+def test_a_submission_of_batch_norm_is_what_the_network_gives_of_the_whole_tile(tmp_path, model):
+    tile = make_tile(tmp_path, "sfo1", (150, 131), label=False)
+    margin = ["task.model.margin=20"] if model == "unet_duke" else []
+    cfg = compose([
+        "task=inria", f"task/model={model}", "task.model.widths=[4,4,4]", "norm=bn", "trainer=cpu",
+        "data.crop=[61,61]", "task.eval_halo=18", *margin,
+    ])  # fmt: skip
+    torch.manual_seed(0)
+    network = Network(build_model(cfg), cfg)
+    with rasterio.open(tile.image) as image:
+        pixels = np.moveaxis(image.read(), 0, -1)
+    share = float(np.quantile(predict(network, pixels, probabilities=True)[1], 0.4))
+    network.model.head.bias -= math.log(share / (1 - share))  # so that both classes occur
+    whole = predict(network, pixels)
+    assert 0.4 < whole.mean() < 0.8
+    windows = scored_windows(cfg, tile_set([tile]))
+    assert len(windows) > 9
+    assert windows.identity == "id/4"
+    np.testing.assert_array_equal(submitted(network, cfg, windows, tmp_path), whole)
+    elsewhere = TileWindows(tile_set([tile]), (61, 61), 20)  # the test would notice
+    assert (submitted(network, cfg, elsewhere, tmp_path) != whole).any()
+
+
+def submitted(network, cfg, windows, folder):
+    module = Segmentation(network.model, cfg, {"name": "bn"})
+    data = DataModule(cfg, Datasets(windows, windows, None))
+    write_submission(module, evaluator(cfg), data, folder)
+    with zipfile.ZipFile(folder / "submission.zip") as archive:
+        archive.extractall(folder / "masks")
+    with rasterio.open(folder / "masks" / windows.tiles[0].image.name) as mask:
+        return mask.read(1) // 255
+
+
+def test_windows_that_lie_as_before_keep_their_identity(tmp_path):
+    """Those of Chesapeake's miniature: names of its runs stay."""
+    for side, identity in ((256, "id"), (250, "id/16")):
+        tile = make_tile(tmp_path, size=(side, 256))
+        assert TileWindows(tile_set([tile]), (64, 64), 16, 16).identity == identity
 
 
 def test_labels_of_all_windows_are_the_tile_s_labels_once(tmp_path):

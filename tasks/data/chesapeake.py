@@ -23,7 +23,7 @@ from tasks.data.files import (
     require_file,
 )
 from tasks.data.plots import label_figure
-from tasks.data.tiles import UNKNOWN, Tile, TileSet, TileWindows, class_table
+from tasks.data.tiles import UNKNOWN, Tile, TileSet, TileWindows, class_table, scored_windows
 from tasks.errors import InputError
 from tasks.protocol import task_facts
 
@@ -45,16 +45,14 @@ def open_splits(
 ) -> list["Chesapeake | TileWindows"]:
     """Patches (``train``, ``val``) and whole tiles (``test``) of the dataset in a folder.
 
-    Tiles come as overlapping windows of ``data.crop`` pixels; a network sees
-    ``task.eval_halo * data.scale`` pixels around what it is scored on.
+    Tiles come as overlapping windows, see `scored_windows`.
 
     Raises:
         InputError: there is no such dataset, or it is not as it should be.
     """
     crop = (int(cfg.data.crop[0]), int(cfg.data.crop[1]))
-    halo = round(cfg.task.eval_halo * cfg.data.scale)
     return [
-        _open_tiles(root, crop, halo, release)
+        _open_tiles(cfg, root, release)
         if split == "test"
         else Chesapeake(root, split, crop, release)
         for split in splits
@@ -137,7 +135,7 @@ class Chesapeake(Dataset):
         return label_figure(sample, prediction, task_facts("chesapeake"))
 
 
-def _open_tiles(root: Path, size: tuple[int, int], halo: int, release: str) -> TileWindows:
+def _open_tiles(cfg: DictConfig, root: Path, release: str) -> TileWindows:
     rows = _read_csv(root / f"{RELEASE}-test_tiles.csv", ["naip-new_fn", "lc_fn"])
     tiles = [
         Tile(Path(image).stem.removesuffix("_naip-new"), root / image, root / label)
@@ -145,7 +143,7 @@ def _open_tiles(root: Path, size: tuple[int, int], halo: int, release: str) -> T
     ]
     identity = _identity(release, "test", [image for image, _ in rows])
     tile_set = TileSet(tiles, BANDS, TRAIN_IDS, identity, task_facts("chesapeake"))
-    return TileWindows(tile_set, size, halo)
+    return scored_windows(cfg, tile_set)
 
 
 def _identity(release: str, split: str, names: Sequence[str]) -> str:

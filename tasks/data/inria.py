@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tasks.data.files import list_folder, names_digest
-from tasks.data.tiles import RandomPatches, Tile, TileSet, TileWindows, class_table
+from tasks.data.tiles import RandomPatches, Tile, TileSet, TileWindows, class_table, scored_windows
 from tasks.errors import InputError
 from tasks.protocol import task_facts
 
@@ -30,7 +30,7 @@ def open_splits(
     """The splits of the dataset in a folder, or in its sub-folder ``AerialImageDataset``.
 
     ``train`` is a random patch of ``cfg.data.crop`` at every draw, ``val`` and ``test`` are windows
-    of that size that cover all tiles. Only the files' headers are read here.
+    that cover all tiles, see `scored_windows`. Only the files' headers are read here.
 
     Raises:
         InputError: there is no such dataset, or it is not as it should be.
@@ -38,15 +38,13 @@ def open_splits(
     folder = root / ARCHIVE if (root / ARCHIVE).is_dir() else root
     _require_folders(root, folder, splits)
     size = (int(cfg.data.crop[0]), int(cfg.data.crop[1]))
-    halo = round(cfg.task.eval_halo * cfg.data.scale)
-    halo = max(halo, cfg.task.model.get("margin", 0))  # what a network without padding needs
     opened: list[RandomPatches | TileWindows] = []
     for split in splits:
         tile_set = inria_tiles(folder, split, cfg.data.holdout, release)
         if split == "train":
             opened.append(RandomPatches(tile_set, size, cfg.data.patches_per_epoch))
         else:
-            opened.append(TileWindows(tile_set, size, halo))
+            opened.append(scored_windows(cfg, tile_set))
     return opened
 
 

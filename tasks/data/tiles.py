@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
+from omegaconf import DictConfig
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
@@ -224,38 +225,61 @@ class RandomPatches(_OfTiles):
         return self.draw(index, np.random.default_rng(index))
 
 
+def scored_windows(cfg: DictConfig, tile_set: TileSet) -> "TileWindows":
+    """The windows in which a run's network predicts tiles: of the patches' size."""
+    halo = round(cfg.task.eval_halo * cfg.data.scale)
+    halo = max(halo, cfg.task.model.get("margin", 0))  # what a network without padding needs
+    size = (int(cfg.data.crop[0]), int(cfg.data.crop[1]))
+    return TileWindows(tile_set, size, halo, total_stride(cfg.task.model))
+
+
+def total_stride(model: DictConfig) -> int:
+    """Of the networks for tiles: a U-Net halves its map between levels, others do it five times."""
+    return 2 ** (len(model.widths) - 1) if "widths" in model else 32
+
+
 class TileWindows(_OfTiles):
     """Overlapping windows that cover whole tiles; each pixel counts in exactly one of them.
 
-    A network sees ``halo`` pixels around what it is scored on (less at a tile's border, where the
-    window moves inside). Labels outside a window's core are `IGNORED`, so that a confusion matrix
-    over all windows is the one over the whole tiles.
+    A tile is padded at the right and bottom, by repeating its last row and column, to multiples of
+    the network's total stride. Windows and their cores begin and end at such multiples, and no
+    window leaves the padded tile: a network whose reach from there is at most ``halo`` gives in a
+    core what it gives of the whole tile. All windows of a tile have one size. Labels outside of
+    the core are `IGNORED`, so that a confusion matrix over all windows is the one over the whole
+    tiles.
 
     Args:
         tile_set: the tiles to cover.
-        size: height and width of a window in pixels; a smaller tile gives smaller windows.
-        halo: pixels that two neighbouring windows overlap beyond their cores, on each side.
+        size: height and width of a window in pixels, rounded up to multiples of the stride; a
+            smaller tile gives smaller windows.
+        halo: pixels around a core, at least, but for the tile's own border; rounded up likewise.
+        stride: the network's total stride.
 
     Raises:
         InputError: a tile is not as it should be, or the halo leaves no core.
     """
 
-    def __init__(self, tile_set: TileSet, size: tuple[int, int], halo: int):
-        if 2 * halo >= min(size):
+    def __init__(self, tile_set: TileSet, size: tuple[int, int], halo: int, stride: int = 1):
+        height, width = (round_up(side, stride) for side in size)
+        if 2 * round_up(halo, stride) >= min(height, width):
             raise InputError(
-                f"windows of {size[0]} x {size[1]} pixels with a halo of {halo} have no core: "
-                "lower task.eval_halo or raise data.crop"
+                f"windows of {height} x {width} pixels with a halo of {round_up(halo, stride)} "
+                "have no core: lower task.eval_halo or raise data.crop"
             )
         super().__init__(tile_set)
-        self.windows: list[tuple[int, Place, Place]] = []
-        for number, (height, width) in enumerate(self.tile_sizes):
-            rows, columns = cover(height, size[0], halo), cover(width, size[1], halo)
-            for top, bottom, core_top, core_bottom in rows:
-                for left, right, core_left, core_right in columns:
-                    window = Place(top, left, bottom - top, right - left)
-                    height_, width_ = core_bottom - core_top, core_right - core_left
-                    core = Place(core_top, core_left, height_, width_)
-                    self.windows.append((number, window, core))
+        self.windows = self._cut(size, halo, stride)
+        if self.windows != self._cut(size, halo, 1):
+            self.identity += (
+                f"/{stride}"  # results differ from those of windows that begin anywhere
+            )
+
+    def _cut(self, size: tuple[int, int], halo: int, stride: int) -> list[tuple[int, Place, Place]]:
+        """Tile, window and core each."""
+        return [
+            (number, *place)
+            for number, tile in enumerate(self.tile_sizes)
+            for place in _places(tile, size, halo, stride)
+        ]
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -276,11 +300,19 @@ class TileWindows(_OfTiles):
     def __getitem__(self, index: int) -> Sample:
         """A sample as of `read_sample`, with ``index``; `IGNORED` outside the core."""
         number, window, core = self.windows[index]
-        sample = read_sample(self.tiles[number], window, self.tile_set.train_ids)
+        below, beside = self.tile_sizes[number]
+        height, width = (
+            min(window.height, below - window.top),
+            min(window.width, beside - window.left),
+        )
+        there = Place(window.top, window.left, height, width)
+        sample = read_sample(self.tiles[number], there, self.tile_set.train_ids)
+        missing = ((0, window.height - height), (0, window.width - width))
+        image = np.pad(sample["image"], (*missing, (0, 0)), mode="edge")
+        label = np.full(image.shape[:2], IGNORED, dtype=np.uint8)
         inside = core_of(window, core)
-        label = np.full_like(sample["label"], IGNORED)
         label[inside] = sample["label"][inside]
-        return sample | {"label": label, "index": index}
+        return sample | {"image": image, "label": label, "index": index}
 
 
 def core_of(window: Place, core: Place) -> tuple[slice, slice]:
@@ -289,18 +321,41 @@ def core_of(window: Place, core: Place) -> tuple[slice, slice]:
     return slice(top, top + core.height), slice(left, left + core.width)
 
 
-def cover(length: int, size: int, halo: int) -> list[tuple[int, int, int, int]]:
-    """Windows over one axis: (start, end, core start, core end) each, cores without gap or overlap.
-
-    Every core but the first and last of the axis is at least ``halo`` away from its window's ends.
-    """
-    if length <= size:
-        return [(0, length, 0, length)]
-    stride = size - 2 * halo
-    starts = [*range(0, length - size, stride), length - size]
-    middles = [(left + size + right) // 2 for left, right in itertools.pairwise(starts)]
-    edges = [0, *middles, length]
+def _places(
+    tile: tuple[int, int], size: tuple[int, int], halo: int, stride: int
+) -> list[tuple[Place, Place]]:
+    """Window and core each, row by row."""
+    rows, columns = (cover(*sides, halo, stride) for sides in zip(tile, size, strict=True))
     return [
-        (start, start + size, core, end)
-        for start, core, end in zip(starts, edges[:-1], edges[1:], strict=True)
+        (
+            Place(top, left, bottom - top, right - left),
+            Place(core_top, core_left, core_bottom - core_top, core_right - core_left),
+        )
+        for top, bottom, core_top, core_bottom in rows
+        for left, right, core_left, core_right in columns
     ]
+
+
+def cover(length: int, size: int, halo: int, stride: int = 1) -> list[tuple[int, int, int, int]]:
+    """Windows over one axis: (start, end, core start, core end) each, see `TileWindows`.
+
+    Cores have neither gap nor overlap and end at ``length``; windows end at its next multiple of
+    ``stride`` at the latest.
+    """
+    size, halo, end = (round_up(pixels, stride) for pixels in (size, halo, length))
+    if end <= size:
+        return [(0, end, 0, length)]
+    starts = [*range(0, end - size, size - 2 * halo), end - size]
+    edges = [
+        (left + size + right) // 2 // stride * stride for left, right in itertools.pairwise(starts)
+    ]
+    edges = [0, *edges, length]
+    return [
+        (start, start + size, core, stop)
+        for start, core, stop in zip(starts, edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple

@@ -26,7 +26,7 @@ def predict_all(arguments: argparse.Namespace) -> int:
     network = load_network(arguments.run, _device(arguments.device), arguments.checkpoint)
     options = Options(
         arguments.halo, arguments.tile, arguments.memory * 1e9, arguments.bands, arguments.scale,
-        arguments.probabilities, arguments.cog, arguments.overwrite,
+        arguments.probabilities, arguments.cog, arguments.overwrite, arguments.blend,
     )  # fmt: skip
     if network.kind == "segmentation":
         written, failed = _maps(network, paths, arguments.out, options)

@@ -2,24 +2,23 @@
 
 A row of tiles is the unit of work. A process claims it by a lock and writes it as a file in
 ``.NAME.parts``, which takes its name when it is whole. Once all rows are there one process puts
-them together and renames the result: a map with its final name is finished.
+them together and renames the results. ``NAME_classes`` comes last: once it is there, all is
+finished. Every result keeps a digest of all it follows from, so that the same command knows it.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 import rasterio.shutil
-from filelock import FileLock, Timeout
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
@@ -29,10 +28,11 @@ from tasks.data.plots import colorize
 from tasks.data.tiles import Place
 from tasks.errors import InputError
 from tasks.prediction.network import DEFAULT_MEMORY, Network, choose_tiling, predict_tile
-from tasks.prediction.tiling import Tile
-from tasks.runs.directory import write_atomically
+from tasks.prediction.parts import Parts, entered
+from tasks.prediction.tiling import Tile, Tiling
 
 NODATA = 255
+MARK = "prediction"  # name of a result's digest in its file
 _AGAIN = "get the file again"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 RASTERS = {".tif": "GTiff", ".tiff": "GTiff", ".vrt": "VRT"}
@@ -54,6 +54,7 @@ class Options:
     probabilities: bool = False
     cog: bool = False
     overwrite: bool = False
+    blend: bool = False
 
 
 class Source:
@@ -155,87 +156,110 @@ def predict_map(
     """
     source = Source(path, options.bands, len(network.bands))
     with contextlib.closing(source):
-        name = path.stem
-        ending = ".png" if source.picture else ".tif"
-        final = {"classes": out / f"{name}_classes{ending}"}
-        if options.probabilities:
-            final["probabilities"] = out / f"{name}_probabilities.tif"
-        for target in final.values():
-            if target.exists() and not options.overwrite:
-                raise InputError(f"{target} exists; write it anew with --overwrite")
         first, _ = source.read(Place(0, 0, 1, 1))
         network.prepare(first, options.scale)  # its bands and dtype fit
-        choice = choose_tiling(network, source.size, options.halo, options.core, options.memory)
-        say(f"{path}: {choice.message}")
-        parts = out / f".{name}.parts"
-        _enter(parts, network, source, options, choice.tiling)
-        with rasterio.Env(GDAL_CACHEMAX=256, GDAL_TIFF_INTERNAL_MASK=True):
-            bands = choice.tiling.bands
-            done = 0
-            for wait in (False, True):
-                for row, band in enumerate(bands):
-                    computed = _do_band(network, source, options, parts, row, band, wait, progress,
-                                        (done, len(choice.tiling)))  # fmt: skip
-                    if not wait:
-                        done += len(band) if computed else 0
-            with FileLock(parts.with_suffix(".lock")):
-                if parts.exists():  # no other process was first
-                    written = _assemble(network, source, options, parts, bands, final)
-                    shutil.rmtree(parts)
-                    return written
+        choice = choose_tiling(
+            network, source.size, options.halo, options.core, options.memory, blend=options.blend
+        )
+        options = replace(options, blend=choice.tiling.blend)  # not where it is exact without
+        plan = _plan(network, source, options, choice.tiling)
+        mark = hashlib.sha256(plan.encode()).hexdigest()
+        final = _targets(source, out, options)
+        for target in final.values():
+            if not options.overwrite and target.exists() and _mark_of(target) != mark:
+                raise InputError(f"{target} exists; write it anew with --overwrite")
+        with (
+            entered(out / f".{path.stem}.parts", plan, options.overwrite) as parts,
+            rasterio.Env(GDAL_CACHEMAX=256, GDAL_TIFF_INTERNAL_MASK=True),
+        ):
+            made = not options.overwrite and all(_mark_of(p) == mark for p in final.values())
+            say(f"{path}: {'there already, by the same command' if made else choice.message}")
+            if not made:
+                soft = replace(options, probabilities=options.probabilities or options.blend)
+                _predict_parts(network, source, soft, parts, choice.tiling, progress)
+            with parts.finishing() as first_here:
+                if first_here:
+                    if not made:
+                        _assemble(network, source, options, parts, choice.tiling, final, mark)
+                    parts.remove()
     return list(final.values())
 
 
-def _enter(parts: Path, network: Network, source: Source, options: Options, tiling: Any) -> None:
-    """Makes the folder of parts; what another setting left there is only removed if told."""
+def _targets(source: Source, out: Path, options: Options) -> dict[str, Path]:
+    """What is written, in the order of the listing."""
+    name, ending = source.path.stem, ".png" if source.picture else ".tif"
+    final = {"classes": out / f"{name}_classes{ending}"}
+    if source.picture:
+        final["color"] = out / f"{name}_color.png"
+    if options.probabilities:
+        final["probabilities"] = out / f"{name}_probabilities.tif"
+    return final
+
+
+def _plan(network: Network, source: Source, options: Options, tiling: Tiling) -> str:
+    """All that the results follow from."""
     status = source.path.stat()
     weights = hashlib.sha256()
     for value in network.state_dict().values():
         weights.update(value.cpu().numpy().tobytes())
-    plan = json.dumps(
+    return json.dumps(
         {
             "file": [str(source.path.resolve()), status.st_size, status.st_mtime_ns],
             "weights": weights.hexdigest(), "norm": repr(network.norm), "bands": source.bands,
             "scale": options.scale, "tiling": repr(tiling), "probabilities": options.probabilities,
+            "cog": options.cog,
         }
     )  # fmt: skip
-    parts.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(parts.with_suffix(".lock")):
-        if (parts / "plan.json").exists() and (parts / "plan.json").read_text() != plan:
-            if not options.overwrite:
-                raise InputError(
-                    f"{parts} has a part of another prediction of {source.path.name}: continue it "
-                    "with its own options, or begin anew with --overwrite"
-                )
-            shutil.rmtree(parts)
-        parts.mkdir(exist_ok=True)
-        write_atomically(parts / "plan.json", plan)
 
 
-def _do_band(
+def _mark_of(path: Path) -> str | None:
+    """The digest that a result keeps; None of what is no result, or does not exist."""
+    from PIL import Image
+
+    with contextlib.suppress(OSError, rasterio.errors.RasterioError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                return picture.info.get(MARK)
+        with rasterio.open(path) as file:
+            return file.tags().get(MARK)
+    return None
+
+
+def _predict_parts(
     network: Network,
     source: Source,
     options: Options,
-    parts: Path,
-    row: int,
-    band: list[Tile],
-    wait: bool,
+    parts: Parts,
+    tiling: Tiling,
     progress: Callable[[int, int], None],
-    done: tuple[int, int],
-) -> bool:
-    """Predicts a row of tiles unless it is done; False if another process is at it."""
-    target = parts / f"{row:06d}.tif"
-    try:
-        with FileLock(parts / f"{row:06d}.lock", timeout=-1 if wait else 0):
-            if parts.exists() and not target.exists():
-                _write_band(network, source, options, target, band, progress, done)
-    except Timeout:
-        return False
-    except FileNotFoundError:  # another process has put the parts together
-        return True
-    if not wait:
-        progress(done[0] + len(band), done[1])
-    return True
+) -> None:
+    """Predicts all rows of tiles; those that other processes have begun are waited for."""
+    done, bands = 0, list(enumerate(_deciding(tiling)))
+    across = tiling.weights(1) if tiling.blend else None
+    for wait in (False, True):
+        left = []
+        for row, band in bands:
+            with parts.claimed(row, wait) as mine:
+                if mine:
+
+                    def count(more: int, before: int = done) -> None:
+                        progress(before + more, len(tiling))
+
+                    _write_band(network, source, options, parts.path(row), band, across, count)
+            if mine is None:
+                left.append((row, band))
+            else:
+                done += len(band)
+                progress(done, len(tiling))
+        bands = left
+
+
+def _deciding(tiling: Tiling) -> list[list[Tile]]:
+    """Rows of tiles, each tile with what is predicted of it: its core, or to blend all of it."""
+    if not tiling.blend:
+        return tiling.bands
+    return [[tile.whole(tiling.size) for tile in band] for band in tiling.bands]
 
 
 def _write_band(
@@ -244,22 +268,34 @@ def _write_band(
     options: Options,
     target: Path,
     band: list[Tile],
-    progress: Callable[[int, int], None],
-    done: tuple[int, int],
+    across: list[np.ndarray] | None,
+    count: Callable[[int], None],
 ) -> None:
-    top, height = band[0].core.top, band[0].core.height
+    height = band[0].core.height
     classes = network.cfg.task.num_classes
     profile = {"height": height, "width": source.size[1], **_WRITTEN, "count": 1, "dtype": "uint8"}
     if options.probabilities:
         profile |= {"count": classes, "dtype": "float32"}
     temporary = target.with_suffix(".tmp")
+    held, left = np.zeros((profile["count"], height, 0), profile["dtype"]), 0
     with _writing(temporary, **profile) as file:
         for number, tile in enumerate(band):
             found = _predict_part(network, source, options, tile)
+            if found.ndim == 2:
+                found = found[None]
+            if across is not None:
+                found = found * across[number].astype(np.float32)
             core = tile.core
-            window = Window(core.left, core.top - top, core.width, core.height)
-            file.write(found if found.ndim == 3 else found[None], window=window)
-            progress(done[0] + number + 1, done[1])
+            missing = core.left + core.width - left - held.shape[2]
+            held = np.pad(held, ((0, 0), (0, 0), (0, max(0, missing))))
+            held[..., core.left - left : core.left - left + core.width] += found
+            # Columns before the next tile are done.
+            stop = band[number + 1].core.left if number + 1 < len(band) else source.size[1]
+            if stop > left:
+                window = Window(left, 0, stop - left, height)
+                file.write(held[..., : stop - left], window=window)
+                held, left = held[..., stop - left :], stop
+            count(number + 1)
     os.replace(temporary, target)
 
 
@@ -295,60 +331,101 @@ def _assemble(
     network: Network,
     source: Source,
     options: Options,
-    parts: Path,
-    bands: list[list[Tile]],
+    parts: Parts,
+    tiling: Tiling,
     final: dict[str, Path],
-) -> list[Path]:
-    """Puts the rows of tiles together, under a temporary name until all is written."""
-    made = {what: parts / f"{what}.tif" for what in final}
+    mark: str,
+) -> None:
+    """Puts the rows of tiles together, under temporary names until all is written."""
+    made = {what: parts.folder / target.name for what, target in final.items()}
+    if source.picture:
+        made["classes"] = parts.folder / "classes.tif"
     common = {"height": source.size[0], "width": source.size[1], **_WRITTEN, **source.place}
     with contextlib.ExitStack() as stack:
         classes = stack.enter_context(
             _writing(made["classes"], **common, count=1, dtype="uint8", nodata=NODATA)
         )
+        classes.update_tags(**{MARK: mark})
         classes.write_colormap(1, _colors(network))
         shares = None
         if options.probabilities:
             count = network.cfg.task.num_classes
             profile = common | {"count": count, "dtype": "float32", "nodata": np.nan}
             shares = stack.enter_context(_writing(made["probabilities"], **profile))
+            shares.update_tags(**{MARK: mark})
             for index, name in enumerate(network.class_names, start=1):
                 shares.set_band_description(index, name)
-        for row, band in enumerate(bands):
-            _copy_band(parts / f"{row:06d}.tif", band, classes, shares)
-    written = []
-    for what, target in final.items():
-        ready = made[what]
-        if source.picture and what == "classes":
-            written += _as_pictures(network, ready, target)
-            continue
-        if options.cog:
-            cog = ready.with_suffix(".cog.tif")
-            rasterio.shutil.copy(
-                ready, cog, driver="COG", compress="deflate", bigtiff="IF_SAFER",
-                overview_resampling="nearest" if what == "classes" else "average",
-            )  # fmt: skip
-            ready = cog
-        os.replace(ready, target)
-        written.append(target)
-    return written
+        bands = _deciding(tiling)
+        down = tiling.weights(0) if tiling.blend else [None] * len(bands)
+        rows = [
+            (parts.path(row), band[0].core.top, band[0].core.height, down[row])
+            for row, band in enumerate(bands)
+        ]
+        for band in tiling.bands:
+            core = band[0].core
+            holding = [
+                row
+                for row in rows
+                if row[1] < core.top + core.height and core.top < row[1] + row[2]
+            ]
+            _copy_band(holding, band, classes, shares)
+    if source.picture:
+        made |= _as_pictures(network, made["classes"], mark)
+    if options.cog:
+        made |= {w: _as_cog(path, w) for w, path in made.items() if path.suffix == ".tif"}
+    if len(final) > 1:
+        final["classes"].unlink(missing_ok=True)  # a former map does not stand beside new ones
+    for what in reversed(final):
+        os.replace(made[what], final[what])
 
 
-def _copy_band(path: Path, band: list[Tile], classes: Any, shares: Any) -> None:
-    with reading(path, "begin anew with --overwrite"), warnings.catch_warnings():
+def _as_cog(path: Path, what: str) -> Path:
+    cog = path.with_suffix(".cog.tif")
+    rasterio.shutil.copy(
+        path, cog, driver="COG", compress="deflate", bigtiff="IF_SAFER",
+        overview_resampling="nearest" if what == "classes" else "average",
+    )  # fmt: skip
+    return cog
+
+
+def _copy_band(
+    rows: list[tuple[Path, int, int, np.ndarray | None]],
+    band: list[Tile],
+    classes: Any,
+    shares: Any,
+) -> None:
+    """Copies the cores of a row of tiles out of the parts that hold them.
+
+    Args:
+        rows: of each part its file, first row, number of rows, and weights of these if it blends.
+        band: the tiles.
+        classes: map of classes to write to.
+        shares: map of probabilities to write to, or None.
+    """
+    with (
+        reading(rows[0][0], "begin anew with --overwrite"),
+        warnings.catch_warnings(),
+        contextlib.ExitStack() as stack,
+    ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as part:
-            for tile in band:
-                core = tile.core
-                window = Window(core.left, 0, core.width, core.height)
-                found = part.read(window=window)
-                place = Window(core.left, core.top, core.width, core.height)
-                if shares is not None:
-                    shares.write(found, window=place)
-                    missing = np.isnan(found[0])
-                    found = found.argmax(0).astype(np.uint8)[None]
-                    found[:, missing] = NODATA
-                classes.write(found, window=place)
+        files = [stack.enter_context(rasterio.open(path)) for path, *_ in rows]
+        for tile in band:
+            core = tile.core
+            found = np.zeros((files[0].count, core.height, core.width), files[0].dtypes[0])
+            for file, (_, top, height, weights) in zip(files, rows, strict=True):
+                first, last = max(top, core.top), min(top + height, core.top + core.height)
+                part = file.read(window=Window(core.left, first - top, core.width, last - first))
+                if weights is not None:
+                    part = part * weights[first - top : last - top, None].astype(np.float32)
+                found[:, first - core.top : last - core.top] += part
+            place = Window(core.left, core.top, core.width, core.height)
+            if shares is not None:
+                shares.write(found, window=place)
+            if len(found) > 1:
+                missing = np.isnan(found[0])
+                found = found.argmax(0).astype(np.uint8)[None]
+                found[:, missing] = NODATA
+            classes.write(found, window=place)
 
 
 def _colors(network: Network) -> dict[int, tuple[int, ...]]:
@@ -357,17 +434,18 @@ def _colors(network: Network) -> dict[int, tuple[int, ...]]:
     return table | {NODATA: (0, 0, 0, 0)}
 
 
-def _as_pictures(network: Network, ready: Path, target: Path) -> list[Path]:
+def _as_pictures(network: Network, ready: Path, mark: str) -> dict[str, Path]:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(ready) as file:
             classes = file.read(1)
-    color = target.with_name(target.name.replace("_classes", "_color"))
-    pictures = {target: classes, color: colorize(classes, network.facts)}
-    for path, values in pictures.items():
-        temporary = ready.with_name(path.name)
-        Image.fromarray(values).save(temporary)
-        os.replace(temporary, path)
-    return list(pictures)
+    information = PngInfo()
+    information.add_text(MARK, mark)
+    pictures = {}
+    for what, values in {"classes": classes, "color": colorize(classes, network.facts)}.items():
+        pictures[what] = ready.with_name(f"{what}.png")
+        Image.fromarray(values).save(pictures[what], pnginfo=information)
+    return pictures

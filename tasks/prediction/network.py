@@ -6,7 +6,7 @@ classes = predict(network, image)          # uint8 [H, W, bands] to uint8 [H, W]
 
 import math
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from tasks.errors import InputError
 from tasks.models import build_model, scaled_norm
 from tasks.models.checkpoint import load_weights
 from tasks.prediction.masked import statistics_of
-from tasks.prediction.tiling import Pair, Tile, Tiling, core_of, round_up
+from tasks.prediction.tiling import Pair, Place, Tile, Tiling, core_of, round_up
 from tasks.protocol import TaskFacts, norm_label, task_facts
 from tasks.runs.record import Record, read_config, read_run, require_finished
 
@@ -244,6 +244,7 @@ def choose_tiling(
     core: int | None = None,
     memory: float = DEFAULT_MEMORY,
     shift: Pair = (0, 0),
+    blend: bool = False,
 ) -> Choice:
     """Tiles for an image of a size.
 
@@ -255,6 +256,7 @@ def choose_tiling(
         core: height and width of a core; by default 512.
         memory: bytes that the tensors of a tile may take.
         shift: see `Tiling`.
+        blend: see `Tiling`; left out where tiles are exact without it.
 
     Raises:
         InputError: not even a tile without a halo fits the memory.
@@ -275,6 +277,10 @@ def choose_tiling(
     else:
         tiling = _largest_halo(cut, fits, reach, size, stride)
     exact = tiling.is_exact(reach)
+    if blend and not exact:
+        if max(tiling.halo) == 0:
+            raise InputError("--blend needs a halo: lower --tile, or raise --memory or --halo")
+        tiling = replace(tiling, blend=True)
     return Choice(tiling, exact, _explained(network, tiling, reach, exact))
 
 
@@ -307,23 +313,25 @@ def _explained(network: Network, tiling: Tiling, reach: Any, exact: bool) -> str
     if len(tiling) == 1:
         return "exact: the whole image at once"
     halo = max(round_up(h, s) for h, s in zip(tiling.halo, tiling.stride, strict=True))
-    count = f"{len(tiling)} tiles with a halo of {halo} pixels"
+    count = f"{len(tiling)} tiles with a halo of {halo} pixels{', blended' * tiling.blend}"
     if exact:
         return f"exact: {count}, the network's reach is {max(reach):g}"
     if reach is None:
-        return f"not known to be exact: {count}, the network's reach is not known"
+        return f"not known to be exact: {count}, the network's reach is not known; {_MEASURE}"
     found = network.audit(tiling.size).network
     if math.isinf(max(reach)):
         names = list(found.unlimited_by)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return (
             f"not exact: {count}, and no halo is enough: {', '.join(names[:3])}{more} of "
-            f"{network.label} see the whole map; expect classes to change with the tiles"
+            f"{network.label} see the whole map; {_MEASURE}"
         )
     return (
-        f"not exact: {count}, the network's reach is {max(reach):g}; expect some classes to change "
-        "with the tiles, or raise --memory"
+        f"not exact: {count}, the network's reach is {max(reach):g}; raise --memory, or {_MEASURE}"
     )
+
+
+_MEASURE = "scripts/consistency.py measures how many classes change with the tiles"
 
 
 def predict(
@@ -334,6 +342,7 @@ def predict(
     core: int | None = None,
     memory: float = DEFAULT_MEMORY,
     shift: Pair = (0, 0),
+    blend: bool = False,
     probabilities: bool = False,
     scale: float | None = None,
 ) -> np.ndarray:
@@ -353,10 +362,13 @@ def predict(
             "predict gives maps and classes; of detection use tasks.prediction.objects.detect"
         )
     network.prepare(image[:1, :1], scale)
-    tiling = choose_tiling(network, image.shape[:2], halo, core, memory, shift).tiling
+    tiling = choose_tiling(network, image.shape[:2], halo, core, memory, shift, blend).tiling
     height, width = image.shape[:2]
     count = len(network.class_names) or network.cfg.task.num_classes
     shape = (count, height, width) if probabilities else (height, width)
+    if tiling.blend:
+        blended = _blended(network, image, tiling, np.zeros((count, height, width), "f4"), scale)
+        return blended if probabilities else blended.argmax(0).astype(np.uint8)
     result = np.empty(shape, dtype=np.float32 if probabilities else np.uint8)
     for tile in tiling:
         window, core_ = tile.window, tile.core
@@ -365,6 +377,19 @@ def predict(
         found = predict_tile(network, part, tile, probabilities, scale)
         rows = slice(core_.top, core_.top + core_.height)
         result[..., rows, core_.left : core_.left + core_.width] = found
+    return result
+
+
+def _blended(
+    network: Network, image: np.ndarray, tiling: Tiling, result: np.ndarray, scale: float | None
+) -> np.ndarray:
+    columns = tiling.weights(1)
+    for band, rows in zip(tiling.bands, tiling.weights(0), strict=True):
+        for tile, across in zip(band, columns, strict=True):
+            whole = tile.whole(tiling.size)
+            place = core_of(Place(0, 0, *tiling.size), whole.core)
+            found = predict_tile(network, image[place], whole, True, scale)
+            result[(slice(None), *place)] += found * rows[:, None] * across
     return result
 
 

@@ -12,7 +12,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tasks.data.tiles import Place, core_of
+import numpy as np
+
+from tasks.data.tiles import Place, core_of, round_up
 
 __all__ = ["Place", "Tile", "Tiling", "core_of", "cut_axis", "round_up"]
 
@@ -27,6 +29,13 @@ class Tile:
     window: Place
     core: Place
 
+    def whole(self, size: Pair) -> "Tile":
+        """The same window, deciding all that it has of an image of that size."""
+        window = self.window
+        height = min(window.height, size[0] - window.top)
+        width = min(window.width, size[1] - window.left)
+        return Tile(self.index, window, Place(window.top, window.left, height, width))
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -39,6 +48,8 @@ class Tiling:
         stride: the network's total stride.
         shift: what the first core of each axis is shorter by; rounded down to a multiple of the
             stride. Another shift cuts the same image elsewhere.
+        blend: whether a pixel is a mean over all tiles that hold it, see `weights`; its tile's
+            core alone decides otherwise.
     """
 
     size: Pair
@@ -46,6 +57,7 @@ class Tiling:
     halo: Pair
     stride: Pair
     shift: Pair = (0, 0)
+    blend: bool = False
 
     @property
     def padded(self) -> Pair:
@@ -90,6 +102,24 @@ class Tiling:
             for start, end, core_start, core_end in self._axis(axis)
         )
 
+    def weights(self, axis: int) -> list[np.ndarray]:
+        """What a blended tile counts at its pixels within the image, by rows or columns of tiles.
+
+        From 0 to 1 along half a cosine wave that is centred on the border between two cores; all
+        tiles together count 1 at every pixel. A pixel's weight is the product of both axes'.
+        """
+        length, tiles = self.size[axis], self._axis(axis)
+        weights = []
+        for start, end, core_start, core_end in tiles:
+            pixels = np.arange(start, min(end, length)) + 0.5
+            up = _ramp(pixels - core_start, core_start - start)
+            down = _ramp(core_end - pixels, end - core_end if core_end < length else 0)
+            weights.append(up * down)
+        total = np.zeros(length)
+        for (start, end, *_), weight in zip(tiles, weights, strict=True):
+            total[start:end] += weight
+        return [w / total[start:end] for (start, end, *_), w in zip(tiles, weights, strict=True)]
+
     def _axis(self, axis: int) -> list[tuple[int, int, int, int]]:
         core = self.core[axis] if self.core else self.size[axis]
         return cut_axis(self.size[axis], core, self.halo[axis], self.stride[axis], self.shift[axis])
@@ -115,9 +145,11 @@ def cut_axis(
     ]
 
 
-def round_up(length: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-length // multiple) * multiple
+def _ramp(distance: np.ndarray, halo: int) -> np.ndarray:
+    """Weights at signed distances to a core's border, inside positive; without a halo all are 1."""
+    if halo == 0:
+        return np.ones_like(distance)
+    return np.sin(np.pi / 4 * np.clip(1 + distance / halo, 0, 2)) ** 2
 
 
 def _place(rows: tuple[int, int], columns: tuple[int, int]) -> Place:
