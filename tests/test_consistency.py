@@ -6,21 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from test_predict import write_raster
 from test_tiling import network
 from torch import nn
 
 import lcn
 from tasks.config import compose
+from tasks.data.tiles import Tile, TileSet, TileWindows, class_table
 from tasks.errors import InputError
 from tasks.identity import run_identity
 from tasks.models import build_model, scaled_norm
-from tasks.prediction.consistency import Picture, tile_mismatch
-from tasks.prediction.network import Network, load_network
+from tasks.prediction.consistency import Picture, recorded_mismatch, tile_mismatch
+from tasks.prediction.network import Network, load_network, predict
+from tasks.protocol import task_facts
 from tasks.schema import check_config
 
 SMALL = ("task=inria", "task.model.widths=[4,4,6]")
+CPU = torch.device("cpu")
 
 
 def picture(image: np.ndarray) -> Picture:
@@ -88,6 +92,43 @@ def test_what_cannot_be_compared_is_a_message(one_layer):
     for shift in ((0, 0), (16, 16)):
         with pytest.raises(InputError, match="predicted from two tiles"):
             tile_mismatch(one_layer, [white], (16, 16), shift=shift)
+
+
+# What a run records
+
+
+class White:
+    """White squares as a dataset without tiles."""
+
+    def __init__(self, *sides: int):
+        self.sides = sides
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": np.full((self.sides[index],) * 2 + (3,), 255, dtype=np.uint8)}
+
+
+def of_crop(side: int, halo: int) -> DictConfig:
+    plain = ["task=inria", "task.mean=null", "task.std=null"]
+    return compose([*plain, f"data.crop=[{side},{side}]", f"task.eval_halo={halo}"])
+
+
+def test_a_run_records_the_tile_in_the_middle_of_each_image(one_layer, tmp_path):
+    path = write_raster(tmp_path / "a.tif", np.full((70, 90, 3), 255, dtype=np.uint8))
+    tiles = TileSet([Tile("a", path, None)], 3, class_table({0: 0}), "a", task_facts("inria"))
+    for dataset in (White(40, 1, 41), TileWindows(tiles, (32, 32), 8)):
+        alone, beside = (  # the evaluation's halo is inside of the crop
+            recorded_mismatch(of_crop(16 + 2 * halo, halo), one_layer.model, dataset, CPU)
+            for halo in (0, 1)
+        )
+        assert alone == pytest.approx(100 * (8 * 16 - 24) / 16**2, abs=1e-4)  # as by hand, above
+        assert beside == 0
+
+
+def test_no_room_for_two_tiles_records_nothing(one_layer):
+    assert recorded_mismatch(of_crop(16, 0), one_layer.model, White(1), CPU) is None
 
 
 # Norms converted at deployment
@@ -170,3 +211,15 @@ def test_the_script_writes_a_line_per_norm_halo_and_shift(gn_run, tmp_path, scri
         assert line["exact"] == ("no" if line["halo"] == "0" else "yes")
     assert len(done.stdout.splitlines()) == 1 + len(lines)
     assert (tmp_path / "out" / "consistency.png").stat().st_size > 0
+
+
+def test_predict_takes_another_norm_among_its_inputs(gn_run, tmp_path, script):
+    image = noise(40, 52)
+    Image.fromarray(image).save(tmp_path / "scene.png")
+    command = [gn_run, tmp_path / "scene.png", *LCN, "--checkpoint", "last", "--out", tmp_path]
+    assert script("predict", *command).returncode == 2
+    done = script("predict", *command, "--convert")
+    assert done.returncode == 0, done.stderr
+    network = load_network(gn_run, checkpoint="last", norm=LCN, convert=True)
+    classes = np.asarray(Image.open(tmp_path / "scene_classes.png"))
+    np.testing.assert_array_equal(classes, predict(network, image))
