@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from tasks.config import with_home
 from tasks.data import open_datasets, with_classes
-from tasks.errors import say
+from tasks.errors import InputError, say
 from tasks.protocol import accumulated_batches, check_facts
 from tasks.runs import launch
 from tasks.runs.directory import Run
@@ -85,10 +85,11 @@ def train(cfg: DictConfig) -> Run | Plan | None:
         if trainer.is_global_zero:
             result = training.make_result(cfg, run, trainer, outcome, history)
             if cfg.task.kind == "segmentation":
-                scored = datasets.test or datasets.eval
-                device = trainer.strategy.root_device
-                mismatch = recorded_mismatch(cfg, model, scored, device)
-                result |= {} if mismatch is None else {"tile_mismatch": mismatch}
+                scored, device = datasets.test or datasets.eval, trainer.strategy.root_device
+                try:
+                    result["tile_mismatch"] = recorded_mismatch(cfg, model, scored, device)
+                except InputError as error:  # which is no reason to lose the result
+                    say(f"no tile_mismatch: {error}")
             run.write_result(result)
             training.print_row(result)
             say(f"\nresult, metrics, log, checkpoint: {run.directory}")

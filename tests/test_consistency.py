@@ -127,8 +127,9 @@ def test_a_run_records_the_tile_in_the_middle_of_each_image(one_layer, tmp_path)
         assert beside == 0
 
 
-def test_no_room_for_two_tiles_records_nothing(one_layer):
-    assert recorded_mismatch(of_crop(16, 0), one_layer.model, White(1), CPU) is None
+def test_images_without_room_for_two_tiles_record_nothing(one_layer):
+    with pytest.raises(InputError, match="room for two"):
+        recorded_mismatch(of_crop(16, 0), one_layer.model, White(1), CPU)
 
 
 # Norms converted at deployment

@@ -214,23 +214,19 @@ def evaluation_tile(cfg: DictConfig, stride: Pair) -> tuple[Pair, Pair]:
 
 def recorded_mismatch(
     cfg: DictConfig, model: nn.Module, dataset: Dataset, device: torch.device
-) -> float | None:
+) -> float:
     """The ``tile_mismatch`` of a run's ``result.json``, in percent.
 
     Tiles are those of `evaluation_tile`, the shift is half of a core, and compared is the tile in
     the middle of each of 8 images, evenly spaced over the split that the run is scored on.
 
-    Returns:
-        None for a network whose tiles cannot be placed, or images without room for two tiles.
+    Raises:
+        InputError: the network's tiles cannot be placed, or no image has room for two.
     """
-    try:
-        dtype = next(model.parameters()).dtype
-        network = Network(model, cfg).to(device, dtype)
-        core, halo = evaluation_tile(cfg, network.stride)
-        pictures = pictures_of(dataset, RECORDED_IMAGES)
-        return round(tile_mismatch(network, pictures, core, halo, limit=RECORDED_TILES).classes, 4)
-    except InputError:
-        return None
+    network = Network(model, cfg).to(device, next(model.parameters()).dtype)
+    core, halo = evaluation_tile(cfg, network.stride)
+    pictures = pictures_of(dataset, RECORDED_IMAGES)
+    return round(tile_mismatch(network, pictures, core, halo, limit=RECORDED_TILES).classes, 4)
 
 
 def evaluated_split(cfg: DictConfig) -> Dataset:
