@@ -380,8 +380,8 @@ def draw(lines: Sequence[Line], path: Path) -> None:
             label = f"{norm}, {run}" if len({n for _, n in networks}) < len(networks) else norm
             panel.plot([line.halo for line in own], values, marker="o", label=label)
         panel.set(title=f"shift {shift[0]} x {shift[1]}", xlabel="halo (pixels)")
-        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
+    panels[0].set_ylim(bottom=0)  # of all panels, once each has its lines
     panels[0].set_ylabel("tile mismatch (% of pixels)")
     panels[-1].legend(fontsize="small")
     figure.savefig(path, dpi=150)
