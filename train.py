@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from tasks.config import with_home
 from tasks.data import open_datasets, with_classes
-from tasks.errors import say
+from tasks.errors import InputError, say
 from tasks.protocol import accumulated_batches, check_facts
 from tasks.runs import launch
 from tasks.runs.directory import Run
@@ -38,16 +38,19 @@ def train(cfg: DictConfig) -> Run | Plan | None:
     from tasks.data.loading import DataModule
     from tasks.models import build_model, check_training_size, scaled_norm
     from tasks.models.checkpoint import load_weights
-    from tasks.prediction.submission import write_submission
+    from tasks.prediction.consistency import recorded_mismatch
+    from tasks.prediction.submission import ARCHIVE, CONVERTED, write_submission
     from tasks.runs import training
     from tasks.runs.loggers import finish_loggers
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
     check_training_size(model, cfg)
+    convert = bool(cfg.get("convert"))
     if cfg.checkpoint is not None:
         norm = scaled_norm(cfg) if cfg.mode == "test" else None
-        load_weights(model, cfg.checkpoint, norm, getattr(datasets.eval, "category_ids", None))
+        categories = getattr(datasets.eval, "category_ids", None)
+        load_weights(model, cfg.checkpoint, norm, categories, convert)
     if cfg.mode == "train":
         training.bound_windows(cfg, model)
     module = training.make_module(cfg, model, datasets.eval)
@@ -57,7 +60,9 @@ def train(cfg: DictConfig) -> Run | Plan | None:
         if datasets.eval.labelled:
             training.evaluate(trainer, module, data)
         else:
-            archive = write_submission(module, trainer, data, Path(cfg.checkpoint).parent)
+            folder = Path(cfg.checkpoint).parent
+            name = CONVERTED if convert else ARCHIVE  # beside the run's own
+            archive = write_submission(module, trainer, data, folder, name)
             if trainer.is_global_zero:
                 print(f"{cfg.data.eval_split} has no public labels; to be submitted: {archive}")
         return None
@@ -79,6 +84,12 @@ def train(cfg: DictConfig) -> Run | Plan | None:
             outcome = training.Outcome(submission=archive)
         if trainer.is_global_zero:
             result = training.make_result(cfg, run, trainer, outcome, history)
+            if cfg.task.kind == "segmentation":
+                scored, device = datasets.test or datasets.eval, trainer.strategy.root_device
+                try:
+                    result["tile_mismatch"] = recorded_mismatch(cfg, model, scored, device)
+                except InputError as error:  # which is no reason to lose the result
+                    say(f"no tile_mismatch: {error}")
             run.write_result(result)
             training.print_row(result)
             say(f"\nresult, metrics, log, checkpoint: {run.directory}")

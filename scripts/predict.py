@@ -5,7 +5,7 @@ python scripts/predict.py RUN photo.png folder/ scene.tif --out maps
 RUN is a run's directory or an export. Segmentation writes NAME_classes.tif (or .png) in colours of
 the task, classification predictions.csv, detection predictions.json and NAME_objects.png. The same
 command again continues a segmentation that was stopped; several processes with the same command
-divide the work.
+divide the work. With --convert, norm=... among the inputs is the norm to use in place of the run's.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="a run's directory, or an export")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", type=Path,
+    parser.add_argument("inputs", metavar="INPUT", nargs="+",
                         help="PNG, JPEG, TIFF, VRT, or a folder of them")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--halo", type=halo, default=None, metavar="auto|N",
@@ -56,7 +56,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--checkpoint", choices=["last"], help="of a run that has not finished")
-    return parser.parse_args()
+    parser.add_argument("--convert", action="store_true",
+                        help="allow norm=... among the inputs (GN, LN, IN, LCN)")  # fmt: skip
+    arguments = parser.parse_intermixed_args()
+    arguments.norm = [text for text in arguments.inputs if text.startswith(("norm=", "norm."))]
+    arguments.inputs = [Path(text) for text in arguments.inputs if text not in arguments.norm]
+    return arguments
 
 
 def halo(text: str) -> int | None:

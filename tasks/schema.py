@@ -120,6 +120,7 @@ MUST_BE_GIVEN = "(must be given)"
 RULES: dict[str, Rule] = {
     "mode": one_of("train", "test", "plan"),
     "checkpoint": optional(PATH),
+    "convert": FLAG,
     "seed": whole(0, 2**32 - 1),
     "runs": PATH,
     "paper.table": whole(1),
@@ -349,6 +350,10 @@ def _check_together(cfg: DictConfig) -> None:
         raise InputError(f"norm.groups={groups}: must be {GROUPS.words}")
     if groups is not None and c_group != 2:  # the default, not a wish
         raise InputError(f"norm.groups={groups} norm.c_group={c_group}: give one of the two")
+    if cfg.get("convert") and cfg.mode != "test":
+        raise InputError(
+            f"convert=true mode={cfg.mode}: only mode=test converts a checkpoint's norm"
+        )
     if cfg.mode == "test" and cfg.checkpoint is None:
         raise InputError("mode=test needs checkpoint=path/to/last.ckpt")
     weights = {"checkpoint": cfg.checkpoint, "task.model.pretrained": task.model.get("pretrained")}

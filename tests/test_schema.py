@@ -42,7 +42,7 @@ TAKES = {
     "": "mode task.interpolation task.facts task.kind task.model.kind task.optimizer.name "
     "task.schedule.name "
     "norm.window_unit trainer.accelerator trainer.strategy trainer.precision",
-    "true": "norm.window_per_group data.holdout logger.csv logger.tensorboard logger.wandb "
+    "true": "norm.window_per_group convert data.holdout logger.csv logger.tensorboard logger.wandb "
     "task.optimizer.nesterov task.optimizer.decay_biases task.optimizer.decay_norms "
     "task.scale_lr trainer.channels_last trainer.compile trainer.deterministic "
     "trainer.progress_bar",
@@ -139,6 +139,7 @@ WRONG = {
     "norm=gn norm.groups=null": "norm.groups=None: must be a whole number of at least 1, or C",
     "experiment=pretrained_table1_w18_gn": "task.model.pretrained is missing: give",
     "task=imagenet task.optimizer.name=adam": "adam has no momentum, nesterov; remove with",
+    "convert=true": "convert=true mode=train: only mode=test",
     "data.holdout=true": "data.holdout=True: must be false with task=cityscapes",
 }
 

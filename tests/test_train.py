@@ -66,6 +66,7 @@ def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cit
     assert result["git_commit"] == start["git_commit"]
     assert (start["patch"] is not None) == (directory / "diff.patch").exists()
     assert "code_changes" not in result
+    assert 0 <= result["tile_mismatch"] <= 100
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert str(tiny_cityscapes) not in json.dumps(result)
     assert 100 < result["memory_mib"] < 8000
@@ -120,6 +121,19 @@ def uninterrupted(tmp_path_factory):
     )
     (directory,) = (folder / "runs/cityscapes").iterdir()
     return command, directory
+
+
+def test_a_checkpoint_is_evaluated_with_another_norm_if_asked(train, uninterrupted):
+    command, directory = uninterrupted
+    result = json.loads((directory / "result.json").read_text())
+    command = ["norm=lcn", "norm.groups=16", "norm.window=all", *command[1:], "mode=test"]
+    command.append(f"checkpoint={directory / 'last.ckpt'}")
+    refused = train(*command)
+    assert refused.returncode == 2
+    assert "convert=true" in refused.stderr
+    done = train(*command, "convert=true")  # a window of the whole map is GN
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[1]) == pytest.approx(result["metrics"]["miou"], abs=0.02)
 
 
 def steps_in(checkpoint: Path) -> int:

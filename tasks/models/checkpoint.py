@@ -19,6 +19,7 @@ def load_weights(
     path: str,
     norm: dict | None = None,
     category_ids: Sequence[int] | None = None,
+    convert: bool = False,
 ) -> dict:
     """Loads the network's weights out of a run's checkpoint and returns the whole checkpoint.
 
@@ -32,6 +33,7 @@ def load_weights(
             included, as torchvision's have.
         norm: what `scaled_norm` gives for ``model``, if the weights must have been trained with the
             same norm; GN, LN, IN and LCN have weights of the same shapes.
+        convert: the norm may be another one that `check_same_norm` allows.
 
     Raises:
         InputError: no such file, not a checkpoint, or the checkpoint of another network or norm.
@@ -40,11 +42,8 @@ def load_weights(
         _load_others(model, path, category_ids)
         return {}
     checkpoint = read_checkpoint(path)
-    if norm is not None and checkpoint.get("norm") != norm:
-        raise InputError(
-            f"{path} is the checkpoint of another model: its norm is {checkpoint.get('norm')}, not "
-            f"{norm}; use the norm it was trained with (config.yaml beside it)"
-        )
+    if norm is not None:
+        check_same_norm(path, checkpoint.get("norm"), norm, "convert=true" if convert else None)
     weights = {
         key.removeprefix("model."): value
         for key, value in checkpoint["state_dict"].items()
@@ -61,6 +60,41 @@ def load_weights(
         )
     model.load_state_dict(weights)
     return checkpoint
+
+
+CONVERTIBLE = ("gn", "ln", "in", "lcn", "lcn_released", "lcn_tiled")
+"""Norms that learn a scale and a shift per channel, and keep no statistics of the training."""
+
+
+def check_same_norm(
+    path: str, trained: Mapping[str, Any] | None, used: Mapping[str, Any], convert: str | None
+) -> None:
+    """That weights are used with the norm they were trained with, or may be used with another.
+
+    Args:
+        path: of the weights.
+        trained: what `scaled_norm` gave in training; None if that is not known.
+        used: what it gives for the network that the weights go into.
+        convert: how the user asked for another norm; None: did not.
+
+    Raises:
+        InputError: the norms differ, and that was not asked for or is not possible.
+    """
+    if trained == used:
+        return
+    names = (trained or {}).get("name"), used["name"]
+    possible = all(name in CONVERTIBLE for name in names)
+    if convert is None:
+        also = ", or convert its norm: convert=true (scripts: --convert)" if possible else ""
+        raise InputError(
+            f"{path} is the checkpoint of another model: its norm is {trained}, not {used}; use "
+            f"the norm it was trained with (config.yaml beside it){also}"
+        )
+    if not possible:
+        raise InputError(
+            f"{path}: {convert} cannot turn {names[0]} into {names[1]}, whose weights mean "
+            f"something else; only {', '.join(CONVERTIBLE)} turn into each other"
+        )
 
 
 def _load_others(model: nn.Module, path: str, category_ids: Sequence[int] | None) -> None:

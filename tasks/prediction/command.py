@@ -23,7 +23,10 @@ def predict_all(arguments: argparse.Namespace) -> int:
         InputError: nothing can be predicted at all.
     """
     paths = find_images(arguments.inputs)
-    network = load_network(arguments.run, _device(arguments.device), arguments.checkpoint)
+    network = load_network(
+        arguments.run, device_of(arguments.device), arguments.checkpoint, arguments.norm,
+        arguments.convert,
+    )  # fmt: skip
     options = Options(
         arguments.halo, arguments.tile, arguments.memory * 1e9, arguments.bands, arguments.scale,
         arguments.probabilities, arguments.cog, arguments.overwrite, arguments.blend,
@@ -74,7 +77,8 @@ def find_images(inputs: list[Path]) -> list[Path]:
     return found
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Raises InputError if this machine has no such device."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -4,8 +4,10 @@ network = load_network("runs/inria/unet-bn-mini-seed0-1a2b3c4d")
 classes = predict(network, image)          # uint8 [H, W, bands] to uint8 [H, W]
 """
 
+import copy
 import math
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import safetensors.torch
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,13 +24,15 @@ from torch.utils._pytree import tree_leaves
 
 from lcn import audit
 from lcn.audit import Audit
+from tasks.config import compose
 from tasks.errors import InputError
 from tasks.models import build_model, scaled_norm
-from tasks.models.checkpoint import load_weights
+from tasks.models.checkpoint import check_same_norm, load_weights
 from tasks.prediction.masked import statistics_of
 from tasks.prediction.tiling import Pair, Place, Tile, Tiling, core_of, round_up
 from tasks.protocol import TaskFacts, norm_label, task_facts
 from tasks.runs.record import Record, read_config, read_run, require_finished
+from tasks.schema import check_config
 
 EXPORTED = "model.safetensors"
 DEFAULT_CORE = 512
@@ -181,7 +185,11 @@ class _PeakOfTensors(TorchDispatchMode):
 
 
 def load_network(
-    run: str | Path, device: str | torch.device = "cpu", checkpoint: str | None = None
+    run: str | Path,
+    device: str | torch.device = "cpu",
+    checkpoint: str | None = None,
+    norm: Sequence[str] = (),
+    convert: bool = False,
 ) -> Network:
     """The trained network of a run or of an export, in evaluation mode.
 
@@ -189,9 +197,14 @@ def load_network(
         run: a run's directory, or a folder with ``config.yaml`` and ``model.safetensors``.
         device: where it computes.
         checkpoint: ``"last"`` takes a run that has not finished at its last checkpoint.
+        norm: the norm layers' configuration as on `train.py`'s command line, such as ``["norm=lcn",
+            "norm.groups=16", "norm.window=400"]``, in place of the run's own. Without ``norm=...``
+            the other keys change the run's own.
+        convert: the norm may be another one than in training: GN, LN, IN into LCN and back; weight
+            and bias carry over.
 
     Raises:
-        InputError: no such run, one that has not finished, or a damaged one.
+        InputError: no such run, an unfinished or damaged one, or a norm that does not fit.
     """
     folder = Path(run).expanduser()
     if not folder.is_dir():
@@ -205,12 +218,34 @@ def load_network(
     cfg = record.cfg
     if cfg.task.num_classes is None:
         raise InputError(f"{folder}/config.yaml does not say the classes: it was never started")
+    trained = scaled_norm(cfg)
+    if norm:
+        cfg.norm = _chosen_norm(cfg, norm)
     model = build_model(cfg, read_weights=False)  # all come from the run
     if exported.exists():
+        used = scaled_norm(cfg)
+        check_same_norm(str(exported), trained, used, "--convert" if convert else None)
         _load_exported(model, exported)
     else:
-        load_weights(model, str(folder / "last.ckpt"), scaled_norm(cfg))
+        load_weights(model, str(folder / "last.ckpt"), scaled_norm(cfg), convert=convert)
     return Network(model, cfg).to(device)
+
+
+def _chosen_norm(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """What overrides of ``norm`` make of a run's norm.
+
+    Raises:
+        InputError: there is no such norm or key, or a value is not allowed.
+    """
+    if any(text.startswith("norm=") for text in overrides):
+        chosen = compose(list(overrides))
+        check_config(chosen)
+        return chosen.norm
+    chosen, changed = compose([f"norm={cfg.norm.name}", *overrides]), copy.deepcopy(cfg.norm)
+    check_config(chosen)
+    for key in (text.partition("=")[0] for text in overrides):
+        OmegaConf.update(changed, key.removeprefix("norm."), OmegaConf.select(chosen, key))
+    return changed
 
 
 def _read(folder: Path, exported: bool) -> Record:

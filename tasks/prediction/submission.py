@@ -16,11 +16,11 @@ from tasks.data.tiles import TileWindows, core_of, open_raster
 from tasks.errors import replacing, told_of
 from tasks.modules.module import TaskModule
 
-ARCHIVE = "submission.zip"
+ARCHIVE, CONVERTED = "submission.zip", "submission_converted.zip"
 
 
 def write_submission(
-    module: TaskModule, trainer: pl.Trainer, data: DataModule, folder: Path
+    module: TaskModule, trainer: pl.Trainer, data: DataModule, folder: Path, name: str = ARCHIVE
 ) -> str:
     """Predicts every tile of the evaluation split and packs the masks into one archive.
 
@@ -33,6 +33,7 @@ def write_submission(
         trainer: predicts; its devices, precision and processes are used.
         data: its evaluation split is a `TileWindows`.
         folder: where the archive is written.
+        name: of the archive.
 
     Returns:
         The archive's name.
@@ -40,16 +41,16 @@ def write_submission(
     windows = data.datasets.eval
     if not isinstance(windows, TileWindows):
         raise TypeError("only predictions of whole tiles are submitted")
-    masks = folder / (ARCHIVE + ".tmp.d")
+    masks = folder / (name + ".tmp.d")
     try:
-        with told_of(folder / ARCHIVE):
+        with told_of(folder / name):
             _predict(module, trainer, data, windows, masks)
             if trainer.is_global_zero:
-                _pack(masks, folder / ARCHIVE)
+                _pack(masks, folder / name)
     finally:
         if trainer.is_global_zero:
             shutil.rmtree(masks, ignore_errors=True)
-    return ARCHIVE
+    return name
 
 
 def _predict(

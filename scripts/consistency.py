@@ -1,0 +1,92 @@
+"""Tile mismatch of segmentation runs: what changes when tiles are cut elsewhere.
+
+python scripts/consistency.py RUN... --out DIR
+python scripts/consistency.py RUN norm=lcn norm.groups=8 norm.window=286,572 --convert
+
+A line for each run, norm, halo and shift: the share of pixels whose class changes, and the
+probability that moves to other classes, both in percent. With norm=... a run is measured with that
+norm in place of its own as well; values with commas give a line each.
+"""
+
+import argparse
+from pathlib import Path
+
+from tasks.config import path_of
+from tasks.errors import InputError, command, say, told_of
+
+
+@command
+def main() -> None:
+    arguments = parse()
+    runs = [path_of(text) for text in arguments.runs if not is_norm(text)]
+    norms = [text for text in arguments.runs if is_norm(text)]
+    if not runs:
+        raise InputError("give at least one run's directory")
+    for run in runs:
+        if not run.is_dir():
+            raise InputError(f"{run} is no folder: give a run's directory or an export")
+    if norms and not arguments.convert:
+        raise InputError(
+            f"{norms[0]} puts another norm in a run's place: ask for it with --convert"
+        )
+
+    from tqdm import tqdm
+
+    from tasks.errors import write_atomically
+    from tasks.prediction.consistency import COLUMNS, as_csv, cells, draw, lines_of
+
+    lines = list(tqdm(lines_of(runs, norms, arguments), unit="line", disable=None))
+    rows = [COLUMNS, *map(cells, lines)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    if arguments.out is not None:
+        out = path_of(arguments.out)
+        with told_of(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / "consistency.csv", as_csv(lines))
+            draw(lines, out / "consistency.png")
+        say(f"{out / 'consistency.csv'}, {out / 'consistency.png'}")
+
+
+def is_norm(text: str) -> bool:
+    return text.startswith(("norm=", "norm."))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", metavar="RUN", nargs="+",
+                        help="a run's directory, an export, or norm=...")  # fmt: skip
+    parser.add_argument("--images", nargs="+", type=Path, metavar="INPUT",
+                        help="(default: the split that the run is scored on)")  # fmt: skip
+    parser.add_argument("--count", type=positive, default=4, help="of the split's images (4)")
+    parser.add_argument("--limit", type=positive, default=4,
+                        help="tiles compared in each image, from its middle on (4)")  # fmt: skip
+    parser.add_argument("--tile", type=positive, metavar="N",
+                        help="height and width of a core (default: the training crop)")  # fmt: skip
+    parser.add_argument("--halo", type=lengths, metavar="N,N,...",
+                        help="(default: 0, a quarter, half and all of a core)")  # fmt: skip
+    parser.add_argument("--shift", type=lengths, metavar="N,N,...",
+                        help="(default: the network's stride, and half of a core)")  # fmt: skip
+    parser.add_argument("--convert", action="store_true", help="allow norm=...")
+    parser.add_argument("--checkpoint", choices=["last"], help="of a run that has not finished")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--out", metavar="DIR", help="also write consistency.csv and .png there")
+    return parser.parse_intermixed_args()
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def lengths(text: str) -> list[int]:
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 0:
+        raise ValueError
+    return values
+
+
+if __name__ == "__main__":
+    main()
