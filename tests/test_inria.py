@@ -54,7 +54,8 @@ def inria(tmp_path) -> Path:
 def settings(root: Path, holdout: bool = False, **data) -> DictConfig:
     values = {"name": "full", "root": str(root), "crop": [32, 32], "scale": 1.0}
     values |= {"patches_per_epoch": 10, "holdout": holdout}
-    return OmegaConf.create({"data": values | data, "task": {"name": "inria", "eval_halo": 4}})
+    task = {"name": "inria", "eval_halo": 4, "model": {}}
+    return OmegaConf.create({"data": values | data, "task": task})
 
 
 def open_one(root: Path, split: str = "train", **options):
