@@ -55,7 +55,7 @@ FAULTS = ("silent", "unnamed", "trace", "hang", "memory")
 CLASSES = ("named", "same", "undetectable", *FAULTS)
 SECONDS, SECONDS_OF_COMMAND = 20, 150
 MEMORY = 2**30
-"""What reading a file may take at its peak; a process ends with `MemoryError` at four times that."""
+"""What reading a file may take at its peak; at four times that a process has a `MemoryError`."""
 
 
 class Subject(NamedTuple):
@@ -195,8 +195,10 @@ def in_training(name: str, format: str) -> Callable[[Path], Subject]:
         if name == "last.ckpt":
             (run / "result.json").unlink()
         path = run / name
-        read = (lambda: vars(read_run(run))) if format == "json" else (lambda: path.read_bytes())
-        return Subject(format, path, read, (command,))
+        # A run that was continued to its end has read what it was given.
+        return Subject(
+            format, path, lambda: vars(read_run(run)) if format == "json" else None, (command,)
+        )
 
     return build
 
@@ -294,22 +296,26 @@ class Workplace:
         damage.apply(subject.path)
         try:
             kind, text = give(command, subject) if command else read(subject)
+            if kind == "unnamed" and damage.kind == "place: nothing" and self.folder.name in text:
+                kind = "named"  # by the folder that it is not in
             if kind == "read":
-                kind = self._compare(subject, damage, content, expected)
+                kind, text = self._compared(subject, damage, content, expected)
         finally:
             self.mend(case.subject)
         return Outcome(case.number, kind, f"{what}: {text}")
 
-    def _compare(self, subject: Subject, damage: Damage, content: bytes, expected: Any) -> str:
-        if subject.format == "ckpt" and subject.load.__name__ == "<lambda>":
-            return "same"  # continued to its end: the reader verified it
+    def _compared(
+        self, subject: Subject, damage: Damage, content: bytes, expected: Any
+    ) -> tuple[str, str]:
+        """The class of a file that was read without a word, and where its data differ."""
         try:
-            same = plain(subject.load()) == expected
-        except InputError:  # a command said nothing of what a reader refuses
-            return "silent"
-        if same:
-            return "same"
-        return "undetectable" if undetectable(subject.format, damage, content) else "silent"
+            different = difference(expected, plain(subject.load()))
+        except InputError as error:
+            return "silent", f"the command said nothing of: {error}"
+        if different is None:
+            return "same", ""
+        told = undetectable(subject.format, damage, content)
+        return ("undetectable" if told else "silent"), different
 
 
 def read(subject: Subject) -> tuple[str, str]:
@@ -376,6 +382,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return (str(value.dtype), value.shape, value.tobytes())
     return repr(value)
+
+
+def difference(old: Any, new: Any, key: str = "") -> str | None:
+    """Where two plain values differ first, and how; None if they are the same."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        missing = object()
+        pairs = ((k, old.get(k, missing), new.get(k, missing)) for k in old | new)
+        return next(filter(None, (difference(a, b, f"{key}.{k}") for k, a, b in pairs)), None)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return next(filter(None, (difference(a, b, f"{key}[{n}]") for n, (a, b) in pairs)), None)
+    return None if old == new else f"{key}: {str(new)[:80]} instead of {str(old)[:80]}"
 
 
 # -------------------------------------------------------------------------------- many cases

@@ -119,7 +119,7 @@ class Cityscapes(Dataset):
         if image.shape[:2] != label_ids.shape:
             raise InputError(
                 f"{label_path} is {_size(label_ids)} but its image is {_size(image)} (height x "
-                "width); unpack both archives again"
+                f"width); unpack both archives again ({image_path})"
             )
         label = _TRAIN_IDS[label_ids]
         if (label == _UNKNOWN).any():

@@ -35,6 +35,7 @@ _DEVKIT_AGAIN = "unpack ILSVRC2012_devkit_t12.tar.gz again"
 EXTENSIONS = (".jpeg", ".jpg", ".png")
 DEVKIT = "ILSVRC2012_devkit_t12/data"
 KAGGLE = "LOC_val_solution.csv"
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 def open_splits(
@@ -127,14 +128,14 @@ class ImageNet(Dataset):
     def _sorted_into_classes(self, names: list[str]) -> dict[str, list[str]]:
         folder = self.root / self.split
         images = {name.rpartition(".")[0]: name for name in names}
-        truth = _ground_truth(self.root, folder)
+        source, truth = _ground_truth(self.root, folder)
         for found, other, what in (
             (images, truth, "not in the ground truth"),
             (truth, images, "not in the folder"),
         ):
             if absent := sorted(found.keys() - other.keys()):
                 raise InputError(
-                    f"{folder} has {len(images):,} images, but its ground truth is of "
+                    f"{folder} has {len(images):,} images, but its ground truth {source} is of "
                     f"{len(truth):,}; {what}: {_few(absent)}; unpack ILSVRC2012_img_val.tar and "
                     "the ground truth again"
                 )
@@ -220,13 +221,13 @@ def _few(names: list[str]) -> str:
 # --------------------------------------------- ground truth of a val folder without class folders
 
 
-def _ground_truth(root: Path, images: Path) -> dict[str, str]:
-    """The wnid of each validation image, by its file name without extension."""
+def _ground_truth(root: Path, images: Path) -> tuple[Path, dict[str, str]]:
+    """Where it stands; the wnid of each validation image, by its file name without extension."""
     devkit, kaggle = root / DEVKIT, root / KAGGLE
     if devkit.is_dir():
-        return _devkit_ground_truth(devkit)
-    if kaggle.is_file():
-        return _kaggle_ground_truth(kaggle)
+        return devkit / _TRUTH, _devkit_ground_truth(devkit)
+    if os.path.lexists(kaggle):
+        return kaggle, _kaggle_ground_truth(kaggle)
     raise InputError(
         f"{images} has no class folders, and there is no ground truth beside it: unpack "
         f"ILSVRC2012_devkit_t12.tar.gz (https://www.image-net.org/download.php) into {root}, so "
@@ -249,7 +250,7 @@ def _kaggle_ground_truth(solution: Path) -> dict[str, str]:
 
 
 def _devkit_ground_truth(devkit: Path) -> dict[str, str]:
-    truth, meta = devkit / "ILSVRC2012_validation_ground_truth.txt", devkit / "meta.mat"
+    truth, meta = devkit / _TRUTH, devkit / "meta.mat"
     text = read_text(truth, _DEVKIT_AGAIN).read()
     try:
         wnids = _read_synsets(meta)
