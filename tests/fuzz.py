@@ -460,8 +460,11 @@ def fuzz(seed: int, numbers: list[int], jobs: int, training: bool) -> list[Outco
                 short = text if len(text) < 600 else f"{text[:150]} ... {text[-400:]}"
                 print(f"{outcome.kind}: --seed {seed} --case {outcome.number}: {short}", flush=True)
 
+    shuffled = random.Random(seed).sample(
+        numbers, len(numbers)
+    )  # so that all have as many commands
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(collect, [numbers[job::jobs] for job in range(jobs)]))
+        list(pool.map(collect, [shuffled[job::jobs] for job in range(jobs)]))
     return sorted(found)
 
 

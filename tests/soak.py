@@ -43,6 +43,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         test_coco.write(folder / "coco", split)
     for number in range(1, 8):
         test_inria.write_pair(folder / "inria", "train", f"austin{number}")
+    test_chesapeake.SIDE = 32  # at 16 the lowest map of the U-Net has one pixel
     test_chesapeake.root.__wrapped__(folder)
     of_task = {
         "cityscapes": ["data.crop=[32,64]", "trainer.max_epochs=4"],
@@ -53,7 +54,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
             "data.holdout=true", "task.eval_halo=4", "trainer.max_epochs=4",
         ],
         "chesapeake": [
-            "data.crop=[16,16]", "data.width=0.125", "task.eval_halo=0", "trainer.max_epochs=6",
+            "data.crop=[32,32]", "data.width=0.125", "task.eval_halo=0", "trainer.max_epochs=4",
         ],
     }  # fmt: skip
     return {
@@ -109,6 +110,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after these")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng, started = random.Random(arguments.seed), time.monotonic()
@@ -117,7 +119,8 @@ def main() -> None:
         folder = Path(place)
         expected, lengths, trial = {}, {}, 0
         of_task = commands(folder)
-        while sum(kills.values()) < arguments.kills:
+        deadline = started + 60 * arguments.minutes
+        while sum(kills.values()) < arguments.kills and time.monotonic() < deadline:
             task = list(of_task)[trial % len(of_task)]
             if task not in expected:
                 begin = time.monotonic()

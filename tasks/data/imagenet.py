@@ -104,7 +104,7 @@ class ImageNet(Dataset):
                 f"{self.root / split} has images outside class folders ({_few(images)}); move each "
                 "into the folder of its class, or unpack the archive again"
             )
-        self._has_class_folders = bool(folders)
+        self._has_class_folders, self._truth = bool(folders), self.root / split
         files = self._in_class_folders(folders) if folders else self._sorted_into_classes(images)
         self.class_names = self._classes(sorted(files))
         keys = [f"{wnid}/{name}" for wnid in self.class_names for name in sorted(files[wnid])]
@@ -129,6 +129,7 @@ class ImageNet(Dataset):
         folder = self.root / self.split
         images = {name.rpartition(".")[0]: name for name in names}
         source, truth = _ground_truth(self.root, folder)
+        self._truth = source
         for found, other, what in (
             (images, truth, "not in the ground truth"),
             (truth, images, "not in the folder"),
@@ -161,8 +162,8 @@ class ImageNet(Dataset):
         ]
         raise InputError(
             f"train and {self.split} in {self.root} have different classes ({len(expected)} and "
-            f"{len(wnids)}); {'; '.join(differences)}; unpack both archives completely, or remove "
-            "what only one of them has"
+            f"{len(wnids)}, by {self._truth}); {'; '.join(differences)}; unpack both archives "
+            "completely, or remove what only one of them has"
         )
 
     def __len__(self) -> int:
@@ -200,7 +201,7 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
     for entry in list_folder(folder, _AGAIN):
         if entry.name.lower().endswith(EXTENSIONS):
             images.append(entry.name)
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path):  # of a link that leads to itself, entry.is_dir() raises
             folders.append(entry.name)
     return folders, images
 
