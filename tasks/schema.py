@@ -4,6 +4,7 @@ One table, `RULES`, has a line for each key. Nothing here imports torch.
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -304,6 +305,27 @@ def check_config(cfg: DictConfig) -> None:
         raise InputError(f"{key}: {str(error).splitlines()[0]}") from None
 
 
+def wrong_value(tree: dict[str, Any], prefix: str = "") -> str | None:
+    """What is wrong with the first value of a stored configuration that no version could have.
+
+    Keys may be missing or unknown, since other versions have others.
+    """
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and (key not in RULES or _is_group(key)):
+            wrong = wrong_value(value, f"{key}.")
+        else:
+            rule = RULES.get(key) or RULES.get(f"{prefix}*")
+            wrong = None
+            if rule is not None and not rule.allows(value):
+                wrong = f"{key} is {str(value)[:60]}; it must be {rule.words}"
+            elif rule is None and _is_group(key):
+                wrong = f"{key} is {str(value)[:60]}; it must be a group of keys"
+        if wrong is not None:
+            return wrong
+    return None
+
+
 def _leaves(node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
     """Every key that has a rule, or no keys below it, with its value in plain Python."""
     for name in map(str, node):
@@ -315,6 +337,7 @@ def _leaves(node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
+@functools.cache
 def _is_group(key: str) -> bool:
     return any(other.startswith(f"{key}.") for other in RULES)
 

@@ -93,7 +93,7 @@ class CamVid(Dataset):
         label = read_labels(self.labels / name, _AGAIN)
         if image.shape[:2] != label.shape:
             raise InputError(
-                f"{self.labels / name} and its image differ in size: {label.shape} and "
+                f"{self.labels / name} and {self.images / name} differ in size: {label.shape} and "
                 f"{image.shape[:2]} (height, width); copy both folders again"
             )
         if label.max() > VOID:

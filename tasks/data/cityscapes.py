@@ -3,6 +3,7 @@
 No torch here: a dataset gives numpy arrays, and `tasks.data.loading` makes batches of them.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +92,11 @@ class Cityscapes(Dataset):
 
     def _files(self, folder: str, suffix: str) -> dict[str, Path]:
         split = self.root / folder / self.split
-        cities = [e for e in list_folder(split, _AGAIN) if e.is_dir()] if split.exists() else []
+        cities = (
+            [e for e in list_folder(split, _AGAIN) if os.path.isdir(e.path)]
+            if split.exists()
+            else []
+        )
         return {
             f"{city.name}/{entry.name.removesuffix(suffix)}": Path(entry.path)
             for city in cities
@@ -119,7 +124,7 @@ class Cityscapes(Dataset):
         if image.shape[:2] != label_ids.shape:
             raise InputError(
                 f"{label_path} is {_size(label_ids)} but its image is {_size(image)} (height x "
-                "width); unpack both archives again"
+                f"width); unpack both archives again ({image_path})"
             )
         label = _TRAIN_IDS[label_ids]
         if (label == _UNKNOWN).any():

@@ -19,6 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tasks.errors import InputError
 
+_LARGEST = 2**32  # bytes; COCO's annotations, the largest, have half a billion
 _LEFTOVERS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"}
 
 
@@ -99,9 +100,11 @@ def read_bytes(path: Path, remedy: str) -> bytes:
     """A whole file.
 
     Raises:
-        InputError: see `open_file`.
+        InputError: see `open_file`, or it is too large for what is read whole.
     """
     with open_file(path, remedy) as file, reading(path, remedy):
+        if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+            raise ValueError(f"it has {size:,} bytes, more than {_LARGEST:,}")
         return file.read()
 
 

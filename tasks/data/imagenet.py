@@ -35,6 +35,7 @@ _DEVKIT_AGAIN = "unpack ILSVRC2012_devkit_t12.tar.gz again"
 EXTENSIONS = (".jpeg", ".jpg", ".png")
 DEVKIT = "ILSVRC2012_devkit_t12/data"
 KAGGLE = "LOC_val_solution.csv"
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 def open_splits(
@@ -103,7 +104,7 @@ class ImageNet(Dataset):
                 f"{self.root / split} has images outside class folders ({_few(images)}); move each "
                 "into the folder of its class, or unpack the archive again"
             )
-        self._has_class_folders = bool(folders)
+        self._has_class_folders, self._truth = bool(folders), self.root / split
         files = self._in_class_folders(folders) if folders else self._sorted_into_classes(images)
         self.class_names = self._classes(sorted(files))
         keys = [f"{wnid}/{name}" for wnid in self.class_names for name in sorted(files[wnid])]
@@ -127,14 +128,15 @@ class ImageNet(Dataset):
     def _sorted_into_classes(self, names: list[str]) -> dict[str, list[str]]:
         folder = self.root / self.split
         images = {name.rpartition(".")[0]: name for name in names}
-        truth = _ground_truth(self.root, folder)
+        source, truth = _ground_truth(self.root, folder)
+        self._truth = source
         for found, other, what in (
             (images, truth, "not in the ground truth"),
             (truth, images, "not in the folder"),
         ):
             if absent := sorted(found.keys() - other.keys()):
                 raise InputError(
-                    f"{folder} has {len(images):,} images, but its ground truth is of "
+                    f"{folder} has {len(images):,} images, but its ground truth {source} is of "
                     f"{len(truth):,}; {what}: {_few(absent)}; unpack ILSVRC2012_img_val.tar and "
                     "the ground truth again"
                 )
@@ -160,8 +162,8 @@ class ImageNet(Dataset):
         ]
         raise InputError(
             f"train and {self.split} in {self.root} have different classes ({len(expected)} and "
-            f"{len(wnids)}); {'; '.join(differences)}; unpack both archives completely, or remove "
-            "what only one of them has"
+            f"{len(wnids)}, by {self._truth}); {'; '.join(differences)}; unpack both archives "
+            "completely, or remove what only one of them has"
         )
 
     def __len__(self) -> int:
@@ -199,7 +201,7 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
     for entry in list_folder(folder, _AGAIN):
         if entry.name.lower().endswith(EXTENSIONS):
             images.append(entry.name)
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path):  # of a link that leads to itself, entry.is_dir() raises
             folders.append(entry.name)
     return folders, images
 
@@ -220,13 +222,13 @@ def _few(names: list[str]) -> str:
 # --------------------------------------------- ground truth of a val folder without class folders
 
 
-def _ground_truth(root: Path, images: Path) -> dict[str, str]:
-    """The wnid of each validation image, by its file name without extension."""
+def _ground_truth(root: Path, images: Path) -> tuple[Path, dict[str, str]]:
+    """Where it stands; the wnid of each validation image, by its file name without extension."""
     devkit, kaggle = root / DEVKIT, root / KAGGLE
     if devkit.is_dir():
-        return _devkit_ground_truth(devkit)
-    if kaggle.is_file():
-        return _kaggle_ground_truth(kaggle)
+        return devkit / _TRUTH, _devkit_ground_truth(devkit)
+    if os.path.lexists(kaggle):
+        return kaggle, _kaggle_ground_truth(kaggle)
     raise InputError(
         f"{images} has no class folders, and there is no ground truth beside it: unpack "
         f"ILSVRC2012_devkit_t12.tar.gz (https://www.image-net.org/download.php) into {root}, so "
@@ -249,7 +251,7 @@ def _kaggle_ground_truth(solution: Path) -> dict[str, str]:
 
 
 def _devkit_ground_truth(devkit: Path) -> dict[str, str]:
-    truth, meta = devkit / "ILSVRC2012_validation_ground_truth.txt", devkit / "meta.mat"
+    truth, meta = devkit / _TRUTH, devkit / "meta.mat"
     text = read_text(truth, _DEVKIT_AGAIN).read()
     try:
         wnids = _read_synsets(meta)

@@ -99,13 +99,14 @@ def _check_tile(tile: Tile, bands: int) -> tuple[int, int]:
                 if (label.height, label.width) != size:
                     raise InputError(
                         f"{tile.label} is {label.height} x {label.width} but its image is "
-                        f"{size[0]} x {size[1]} (height x width); take both from the same release"
+                        f"{size[0]} x {size[1]} (height x width); take both from the same release "
+                        f"({tile.image})"
                     )
                 if not label.transform.almost_equals(image.transform, precision=1e-3):
                     raise InputError(
                         f"{tile.label} covers another place than its image: transform "
                         f"{tuple(label.transform)[:6]} instead of {tuple(image.transform)[:6]}; "
-                        "take both from the same release"
+                        f"take both from the same release ({tile.image})"
                     )
     return size
 

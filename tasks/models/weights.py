@@ -19,6 +19,7 @@ PREFIXES = ("module.", "model.")
 
 TIMM = "timm:"
 READ_AT_ONCE = 2**24  # bytes
+LARGEST_PICKLE = 2**32  # bytes; Detectron's largest ResNet has 0.4 billion
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
@@ -140,6 +141,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    if path.stat().st_size > LARGEST_PICKLE:
+        raise ValueError
     content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     blobs = content.get("blobs", content) if isinstance(content, dict) else None
     if not isinstance(blobs, dict):

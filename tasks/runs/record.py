@@ -3,12 +3,14 @@
 A run with a damaged file is an InputError that names the file; `read_each` goes on with the others.
 """
 
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tasks.errors import InputError
 from tasks.protocol import norm_label, task_facts
 from tasks.runs.files import damaged, read_csv, read_json, read_yaml
+from tasks.schema import wrong_value
 
 Kind = type | tuple[type, ...]
 NUMBER = (int, float)
@@ -35,7 +38,8 @@ RESULTS: dict[str, Kind] = {
 
 ALSO_RESULTS: dict[str, Kind] = {
     "dataset": str, "git_commit": str, "paper": dict, "world_size": int, "wall_seconds": NUMBER,
-    "samples_per_second": NUMBER, "memory_mib": NUMBER,
+    "samples_per_second": NUMBER, "memory_mib": NUMBER, "experiment": str, "steps": int,
+    "best": dict, "overrides": list, "code_changes": int, "submission": str,
 }  # fmt: skip
 
 WRITTEN = {".lock", "metrics.csv", "audit.csv", "train.log", "last.ckpt", "result.json"}
@@ -185,7 +189,7 @@ def finished_runs(places: Iterable[Path]) -> tuple[list[FinishedRun], dict[Path,
     A run is finished if it has a ``result.json``.
     """
     names, left_out = find_runs(places)
-    directories = [place for place in names if (place / "result.json").exists()]
+    directories = [place for place in names if os.path.lexists(place / "result.json")]
     records, damages = read_each(directories, read_run)
     runs = [record for record in records if isinstance(record, FinishedRun)]
     runs.sort(key=lambda run: (run.finished_at, str(run.directory)))
@@ -243,7 +247,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         InputError: it is missing, damaged, or the configuration of something else.
     """
     path = directory / "config.yaml"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise InputError(f"{directory} has no config.yaml that would tell its settings: remove it")
     config = read_yaml(path)
     sections = ("task", "norm", "data", "trainer")
@@ -258,7 +262,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path} is of a task that is not known here: {error}") from None
     _require(path, config, SETTINGS)
-    _require_values(path, "trainer", {"max_steps": config["trainer"].get("max_steps")}, int)
+    if wrong := wrong_value(config):
+        damaged(path, wrong)
     _require_norm(path, config["norm"])
     return config
 
@@ -270,7 +275,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
         InputError: the file is damaged.
     """
     path = directory / "result.json"
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is named
         return None
     result = read_json(path)
     if not isinstance(result, dict):
@@ -284,6 +289,9 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     for name, values in result.items():
         if name == "metrics" or (name.startswith("class_") and isinstance(values, dict)):
             _require_values(path, name, values, NUMBER)
+            for key, value in values.items():
+                if value is not None and not math.isfinite(value):
+                    damaged(path, f"{name}.{key} is {value}")
     paper = result.get("paper") or {}
     _require_values(path, "paper", {k: paper[k] for k in result["metrics"] if k in paper}, NUMBER)
     return {"paper": None, **result}
@@ -296,7 +304,7 @@ def read_metrics(directory: Path) -> dict[str, list[float | None]]:
         InputError: the file is damaged.
     """
     path = directory / "metrics.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     columns, lines = read_csv(path)
     if "epoch" not in columns:
@@ -312,6 +320,8 @@ def read_metrics(directory: Path) -> dict[str, list[float | None]]:
         values = [0.0 if value is None else value for value in metrics.get(name, ())]
         if not all(map(float.is_integer, values)) or min(values, default=1) < 1:
             damaged(path, f"{name} is not a whole number of at least 1 in every line")
+        if name == "epoch":
+            _require_ascending(path, values)
     return metrics
 
 
@@ -322,12 +332,18 @@ def read_audit(directory: Path) -> tuple[dict[str, tuple[int, int]], dict[str, i
         InputError: the file is damaged.
     """
     path = directory / "audit.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}, {}
     columns, lines = read_csv(path)
     if not {"phase", "windowed"} <= set(columns):
         damaged(path, "it has no columns phase and windowed")
     places = columns.index("phase"), columns.index("windowed")
+    for number, line in enumerate(lines, start=2):
+        phase, windowed = line[places[0]], line[places[1]]
+        if phase not in ("training", "evaluation") or windowed not in ("True", "False"):
+            damaged(path, f"line {number} has phase {phase} and windowed {windowed}")
+    if len(set(map(tuple, lines))) < len(lines):
+        damaged(path, "it has a line twice")
     seen = Counter((line[places[0]], line[places[1]] == "True") for line in lines)
     phases = dict.fromkeys(phase for phase, _ in seen)
     windowed = {p: (seen[p, True], seen[p, True] + seen[p, False]) for p in phases}
@@ -355,7 +371,7 @@ def read_windows(directory: Path) -> dict[str, list[tuple[float, float, float]]]
         InputError: the file is damaged.
     """
     path = directory / "windows.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     columns, lines = read_csv(path)
     if columns != ["epoch", "layer", "p", "q"]:
@@ -366,6 +382,10 @@ def read_windows(directory: Path) -> dict[str, list[tuple[float, float, float]]]
             windows.setdefault(layer, []).append((float(epoch), float(p), float(q)))
     except ValueError as error:
         damaged(path, error)
+    for layer, rows in windows.items():
+        if not all(math.isfinite(value) for row in rows for value in row):
+            damaged(path, f"{layer} has a window that is not finite")
+        _require_ascending(path, [epoch for epoch, _, _ in rows])
     return windows
 
 
@@ -399,6 +419,12 @@ def _require_values(path: Path, name: str, values: dict[str, Any], kind: Kind) -
     for key, value in values.items():
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             damaged(path, f"{name}.{key} is {value!r}")
+
+
+def _require_ascending(path: Path, epochs: list[float]) -> None:
+    for before, epoch in pairwise(epochs):
+        if epoch <= before:
+            damaged(path, f"epoch {epoch:g} comes after epoch {before:g}")
 
 
 def _require_norm(path: Path, norm: dict[str, Any]) -> None:
