@@ -339,9 +339,9 @@ def read_audit(directory: Path) -> tuple[dict[str, tuple[int, int]], dict[str, i
         damaged(path, "it has no columns phase and windowed")
     places = columns.index("phase"), columns.index("windowed")
     for number, line in enumerate(lines, start=2):
-        phase, windowed = line[places[0]], line[places[1]]
-        if phase not in ("training", "evaluation") or windowed not in ("True", "False"):
-            damaged(path, f"line {number} has phase {phase} and windowed {windowed}")
+        phase, flag = line[places[0]], line[places[1]]
+        if phase not in ("training", "evaluation") or flag not in ("True", "False"):
+            damaged(path, f"line {number} has phase {phase} and windowed {flag}")
     if len(set(map(tuple, lines))) < len(lines):
         damaged(path, "it has a line twice")
     seen = Counter((line[places[0]], line[places[1]] == "True") for line in lines)
