@@ -78,7 +78,7 @@ def train(cfg: DictConfig) -> Run | Plan | None:
             archive = write_submission(module, trainer, data, run.directory)
             outcome = training.Outcome(submission=archive)
         if trainer.is_global_zero:
-            result = training.make_result(cfg, run, trainer, outcome, history)
+            result = training.make_result(cfg, run, trainer, datasets, outcome, history)
             run.write_result(result)
             training.print_row(result)
             say(f"\nresult, metrics, log, checkpoint: {run.directory}")

@@ -6,6 +6,7 @@ classes = predict(network, image)          # uint8 [H, W, bands] to uint8 [H, W]
 
 import math
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,10 +50,12 @@ class Network(nn.Module):
         facts: of the task: titles and colours.
         bands: names of the input's bands, in order.
         norm: its norm layers' configuration.
+        crs: coordinate reference systems of the training tiles; empty where they are not known.
     """
 
-    def __init__(self, model: nn.Module, cfg: DictConfig):
+    def __init__(self, model: nn.Module, cfg: DictConfig, crs: Sequence[str] = ()):
         super().__init__()
+        self.crs = tuple(crs)
         self.model, self.cfg = model, cfg
         self.kind: str = cfg.task.kind
         self.bands = [str(band) for band in cfg.task.bands]
@@ -216,7 +219,8 @@ def load_network(
         _load_exported(model, exported)
     else:
         load_weights(model, str(folder / "last.ckpt"), scaled_norm(cfg))
-    return Network(model, cfg).to(device)
+    result = record.result if isinstance(record, FinishedRun) else {}
+    return Network(model, cfg, result.get("crs") or ()).to(device)
 
 
 def _read(folder: Path, exported: bool) -> Record:

@@ -34,8 +34,8 @@ RESULTS: dict[str, Kind] = {
 """The same of ``result.json``; beside them stand, in newer versions or in some runs:"""
 
 ALSO_RESULTS: dict[str, Kind] = {
-    "dataset": str, "git_commit": str, "paper": dict, "world_size": int, "wall_seconds": NUMBER,
-    "samples_per_second": NUMBER, "memory_mib": NUMBER,
+    "dataset": str, "crs": list, "git_commit": str, "paper": dict, "world_size": int,
+    "wall_seconds": NUMBER, "samples_per_second": NUMBER, "memory_mib": NUMBER,
 }  # fmt: skip
 
 WRITTEN = {".lock", "metrics.csv", "audit.csv", "train.log", "last.ckpt", "result.json"}
