@@ -83,7 +83,7 @@ def train(cfg: DictConfig) -> Run | Plan | None:
             archive = write_submission(module, trainer, data, run.directory)
             outcome = training.Outcome(submission=archive)
         if trainer.is_global_zero:
-            result = training.make_result(cfg, run, trainer, outcome, history)
+            result = training.make_result(cfg, run, trainer, datasets, outcome, history)
             if cfg.task.kind == "segmentation":
                 scored, device = datasets.test or datasets.eval, trainer.strategy.root_device
                 try:

@@ -107,6 +107,7 @@ def test_cities_have_the_names_of_the_paper_s_table(inria):
     assert [test.groups[tile.group] for tile in test.tiles] == ["san_francisco", "east_tyrol"]
     train = open_one(inria)
     assert train.groups == ["austin", "west_tyrol"]
+    assert train.crs() == ["EPSG:26914"]
     assert [train.groups[tile.group] for tile in train.tiles] == 7 * ["austin"] + 7 * ["west_tyrol"]
 
 

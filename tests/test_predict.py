@@ -71,7 +71,7 @@ def run(network, path, out, **options):
 
 @pytest.mark.parametrize("cog", [False, True])
 def test_a_rasters_map_keeps_place_and_colours_and_equals_the_whole_image(network, tmp_path, cog):
-    image = noise(1100, 1203)
+    image = noise(600, 703)
     path = write_raster(tmp_path / "scene.tif", image)
     (target,), said = run(network, path, tmp_path / "out", core=256, cog=cog)
     assert "exact" in said[0]
@@ -85,8 +85,9 @@ def test_a_rasters_map_keeps_place_and_colours_and_equals_the_whole_image(networ
         np.testing.assert_array_equal(file.read(1), predict(network, image))
         layout = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT")
         assert (layout == "COG", bool(file.overviews(1))) == (cog, cog)
-    assert [p.name for p in (tmp_path / "out").glob("*.tif")] == ["scene_classes.tif"]
-    assert not list((tmp_path / "out").glob("*.parts"))
+    _, said = run(network, path, tmp_path / "out", core=256, cog=cog)
+    assert "there already" in said[0]
+    assert names_in(tmp_path / "out") == ["scene_classes.tif"]
 
 
 def test_a_stopped_prediction_continues_to_the_same_bytes(network, tmp_path):
@@ -312,6 +313,9 @@ def test_an_image_smaller_than_the_stride_is_padded_by_its_border(tmp_path):
     image = noise(5, 9)
     Image.fromarray(image).save(tmp_path / "small.png")
     (target, _), _ = run(net, tmp_path / "small.png", tmp_path / "out")
+    _, said = run(net, tmp_path / "small.png", tmp_path / "out")
+    assert "there already" in said[0]
+    assert names_in(tmp_path / "out") == ["small_classes.png", "small_color.png"]
     padded = np.pad(image, ((0, 11), (0, 7), (0, 0)), mode="edge")
     with torch.inference_mode():
         want = net.decide(net(net.prepare(padded)[None]))[0, :5, :9].numpy()
@@ -349,6 +353,18 @@ def test_a_raster_without_georeferencing_and_a_vrt_that_is_named(network, tmp_pa
         np.testing.assert_array_equal(file.read(1), predict(network, image))
     found = find_images([tmp_path])  # a folder's VRTs would repeat its rasters
     assert sorted(path.name for path in found) == ["placed.tif", "plain.tif"]
+
+
+def test_another_crs_than_the_training_tiles_is_a_warning(network, tmp_path):
+    path = write_raster(tmp_path / "scene.tif", noise(20, 20))
+    for crs, warned in (
+        (["EPSG:26914", "EPSG:31254"], True),
+        (["EPSG:26914", "EPSG:32633"], False),
+    ):
+        net = Network(network.model, network.cfg, crs)
+        _, said = run(net, path, tmp_path / "out")
+        assert ("warning" in said[0] and "EPSG:32633" in said[0]) == warned
+    assert not network.crs  # an export, or a task whose patches have none: no warning
 
 
 def test_classes_are_a_table_and_what_cannot_be_read_is_left_out(tmp_path, monkeypatch, capsys):

@@ -111,14 +111,23 @@ def test_the_stride_of_windows_is_the_one_the_audit_finds(name):
     assert found == (total_stride(cfg.task.model),) * 2
 
 
-@pytest.mark.parametrize("model", ["unet", "unet_duke"])
-def test_a_submission_of_batch_norm_is_what_the_network_gives_of_the_whole_tile(tmp_path, model):
-    tile = make_tile(tmp_path, "sfo1", (150, 131), label=False)
-    margin = ["task.model.margin=20"] if model == "unet_duke" else []
-    cfg = compose([
-        "task=inria", f"task/model={model}", "task.model.widths=[4,4,4]", "norm=bn", "trainer=cpu",
-        "data.crop=[61,61]", "task.eval_halo=18", *margin,
-    ])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "size", "count", "stride"),
+    [
+        (["task.model.widths=[2,2,2,2,2]"], (1000, 590), 3 * 2, 16),
+        (
+            ["task/model=unet_duke", "task.model.widths=[4,4,4]", "task.model.margin=20",
+             "data.crop=[61,61]", "task.eval_halo=18"],
+            (150, 131), 5 * 4, 4,
+        ),
+    ],
+    ids=["the protocol's", "without padding"],
+)  # fmt: skip
+def test_a_submission_of_batch_norm_is_what_the_network_gives_of_the_whole_tile(
+    tmp_path, settings, size, count, stride
+):
+    tile = make_tile(tmp_path, "sfo1", size, label=False)
+    cfg = compose(["task=inria", "norm=bn", "trainer=cpu", *settings])
     torch.manual_seed(0)
     network = Network(build_model(cfg), cfg)
     with rasterio.open(tile.image) as image:
@@ -128,11 +137,11 @@ def test_a_submission_of_batch_norm_is_what_the_network_gives_of_the_whole_tile(
     whole = predict(network, pixels)
     assert 0.4 < whole.mean() < 0.8
     windows = scored_windows(cfg, tile_set([tile]))
-    assert len(windows) > 9
-    assert windows.identity == "id/4"
+    assert len(windows) == count
+    assert windows.identity == f"id/{stride}"
     np.testing.assert_array_equal(submitted(network, cfg, windows, tmp_path), whole)
-    elsewhere = TileWindows(tile_set([tile]), (61, 61), 20)  # the test would notice
-    assert (submitted(network, cfg, elsewhere, tmp_path) != whole).any()
+    elsewhere = TileWindows(tile_set([tile]), cfg.data.crop, cfg.task.eval_halo)
+    assert (submitted(network, cfg, elsewhere, tmp_path) != whole).any()  # windows of before
 
 
 def submitted(network, cfg, windows, folder):

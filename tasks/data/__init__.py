@@ -87,6 +87,10 @@ class TiledDataset(Dataset, Protocol):
 
     tile_sizes: Sequence[tuple[int, int]]  #: height and width of every tile in pixels
 
+    def crs(self) -> list[str]:
+        """Names of the tiles' coordinate reference systems, such as EPSG:26914, sorted."""
+        ...
+
     def covered(self, size: tuple[int, int]) -> Dataset:
         """The same tiles as windows of at most that height and width; every pixel counts once."""
         ...

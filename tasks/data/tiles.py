@@ -181,6 +181,13 @@ class _OfTiles(TiledDataset):
         self.labelled = all(tile.label is not None for tile in self.tiles)
         self.tile_sizes = check_tiles(self.tiles, tile_set.bands)
 
+    def crs(self) -> list[str]:
+        found = set()
+        for tile in self.tiles:
+            with open_raster(tile.image) as image:
+                found |= {image.crs.to_string()} if image.crs is not None else set()
+        return sorted(found)
+
     def covered(self, size: tuple[int, int]) -> "TileWindows":
         return TileWindows(self.tile_set, size, halo=0)
 

@@ -162,6 +162,12 @@ def predict_map(
             network, source.size, options.halo, options.core, options.memory, blend=options.blend
         )
         options = replace(options, blend=choice.tiling.blend)  # not where it is exact without
+        crs = source.place.get("crs")
+        if crs is not None and network.crs and crs.to_string() not in network.crs:
+            say(
+                f"warning: {path} is in {crs.to_string()}, and the training tiles were in "
+                f"{', '.join(network.crs)}: pixels may have another size or direction"
+            )
         plan = _plan(network, source, options, choice.tiling)
         mark = hashlib.sha256(plan.encode()).hexdigest()
         final = _targets(source, out, options)

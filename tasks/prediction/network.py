@@ -31,7 +31,7 @@ from tasks.models.checkpoint import check_same_norm, load_weights
 from tasks.prediction.masked import statistics_of
 from tasks.prediction.tiling import Pair, Place, Tile, Tiling, core_of, round_up
 from tasks.protocol import TaskFacts, norm_label, task_facts
-from tasks.runs.record import Record, read_config, read_run, require_finished
+from tasks.runs.record import FinishedRun, Record, read_config, read_run, require_finished
 from tasks.schema import check_config
 
 EXPORTED = "model.safetensors"
@@ -53,10 +53,12 @@ class Network(nn.Module):
         facts: of the task: titles and colours.
         bands: names of the input's bands, in order.
         norm: its norm layers' configuration.
+        crs: coordinate reference systems of the training tiles; empty where they are not known.
     """
 
-    def __init__(self, model: nn.Module, cfg: DictConfig):
+    def __init__(self, model: nn.Module, cfg: DictConfig, crs: Sequence[str] = ()):
         super().__init__()
+        self.crs = tuple(crs)
         self.model, self.cfg = model, cfg
         self.kind: str = cfg.task.kind
         self.bands = [str(band) for band in cfg.task.bands]
@@ -228,7 +230,8 @@ def load_network(
         _load_exported(model, exported)
     else:
         load_weights(model, str(folder / "last.ckpt"), scaled_norm(cfg), convert=convert)
-    return Network(model, cfg).to(device)
+    result = record.result if isinstance(record, FinishedRun) else {}
+    return Network(model, cfg, result.get("crs") or ()).to(device)
 
 
 def _chosen_norm(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

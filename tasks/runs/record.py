@@ -37,9 +37,10 @@ RESULTS: dict[str, Kind] = {
 """The same of ``result.json``; beside them stand, in newer versions or in some runs:"""
 
 ALSO_RESULTS: dict[str, Kind] = {
-    "dataset": str, "git_commit": str, "paper": dict, "world_size": int, "wall_seconds": NUMBER,
-    "samples_per_second": NUMBER, "memory_mib": NUMBER, "experiment": str, "steps": int,
-    "best": dict, "overrides": list, "code_changes": int, "submission": str,
+    "dataset": str, "crs": list, "git_commit": str, "paper": dict, "world_size": int,
+    "wall_seconds": NUMBER, "samples_per_second": NUMBER, "memory_mib": NUMBER, "experiment": str,
+    "steps": int, "best": dict, "overrides": list, "code_changes": int, "submission": str,
+    "tile_mismatch": NUMBER,
 }  # fmt: skip
 
 WRITTEN = {".lock", "metrics.csv", "audit.csv", "train.log", "last.ckpt", "result.json"}

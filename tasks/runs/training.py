@@ -21,7 +21,7 @@ from torch import nn
 
 from lcn import audit
 from tasks.config import plain
-from tasks.data import Dataset, Datasets, DetectionDataset
+from tasks.data import Dataset, Datasets, DetectionDataset, TiledDataset
 from tasks.data.loading import DataModule
 from tasks.errors import InputError, write_atomically
 from tasks.identity import installed_packages, running_code, versions
@@ -339,7 +339,12 @@ def outcome(
 
 
 def make_result(
-    cfg: DictConfig, run: Run, trainer: pl.Trainer, outcome: Outcome, history: History
+    cfg: DictConfig,
+    run: Run,
+    trainer: pl.Trainer,
+    datasets: Datasets,
+    outcome: Outcome,
+    history: History,
 ) -> dict:
     """The content of ``result.json``: metrics in percent, and what gave them."""
     norm = given_norm(plain(cfg.norm))
@@ -356,6 +361,7 @@ def make_result(
         "norm": norm,
         "data": cfg.data.name,
         "dataset": run.dataset,
+        **({"crs": datasets.train.crs()} if isinstance(datasets.train, TiledDataset) else {}),
         "seed": cfg.seed,
         "metrics": {name: outcome.scores[name] for name in names if name in outcome.scores},
         "best": history.best,
