@@ -380,7 +380,7 @@ def test_classes_are_a_table_and_what_cannot_be_read_is_left_out(tmp_path, monke
     arguments = argparse.Namespace(
         run="run", inputs=[folder], out=tmp_path / "out", device="cpu", checkpoint=None, halo=None,
         tile=None, memory=2.0, bands=None, scale=None, probabilities=True, cog=False, blend=False,
-        overwrite=False,
+        overwrite=False, norm=None, convert=False,
     )  # fmt: skip
     assert predict_all(arguments) == 2
     assert "cut.jpg" in capsys.readouterr().err
