@@ -127,7 +127,8 @@ def main() -> None:
                 to_the_end(folder / f"undisturbed-{task}", of_task[task])
                 lengths[task] = time.monotonic() - begin
                 expected[task] = ending(folder / f"undisturbed-{task}")
-            trial, runs = trial + 1, folder / f"trial{trial}"
+            trial += 1
+            runs = folder / f"trial{trial}"
             for _ in range(rng.randint(1, 3)):
                 if sum(kills.values()) == arguments.kills:
                     break
