@@ -145,7 +145,8 @@ def main() -> None:
     by_task = ", ".join(f"{count} {task}" for task, count in kills.items())
     print(
         f"{sum(kills.values())} kills ({by_task}), {within} of them between the first and the last "
-        f"step; {trial} runs continued, {different} different or failed; {ended} ended before their kill; "
+        f"step; {trial} runs continued, {different} different or "
+        f"failed; {ended} ended before their kill; "
         f"seed {arguments.seed}, {time.monotonic() - started:.0f} s"
     )
     sys.exit(different > 0)
