@@ -70,11 +70,11 @@ def start(runs: Path, overrides: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def to_the_end(runs: Path, overrides: list[str]) -> None:
+def to_the_end(runs: Path, overrides: list[str]) -> str | None:
+    """Trains, or continues; returns what it said if it failed."""
     process = start(runs, overrides)
     _, errors = process.communicate()
-    if process.returncode != 0:
-        sys.exit(f"{' '.join(overrides)}\n{errors.decode(errors='replace')[-2000:]}")
+    return None if process.returncode == 0 else errors.decode(errors="replace")[-2000:]
 
 
 def is_killed_after(seconds: float, runs: Path, overrides: list[str]) -> bool:
@@ -124,10 +124,12 @@ def main() -> None:
             task = list(of_task)[trial % len(of_task)]
             if task not in expected:
                 begin = time.monotonic()
-                to_the_end(folder / f"undisturbed-{task}", of_task[task])
+                if failed := to_the_end(folder / f"undisturbed-{task}", of_task[task]):
+                    sys.exit(f"{task}, undisturbed: {failed}")
                 lengths[task] = time.monotonic() - begin
                 expected[task] = ending(folder / f"undisturbed-{task}")
-            trial, runs = trial + 1, folder / f"trial{trial}"
+            trial += 1
+            runs = folder / f"trial{trial}"
             for _ in range(rng.randint(1, 3)):
                 if sum(kills.values()) == arguments.kills:
                     break
@@ -136,14 +138,15 @@ def main() -> None:
                     break
                 kills[task] += 1
                 within += 0 < step_of(runs) < int(expected[task]["global_step"])
-            to_the_end(runs, of_task[task])
-            if found := difference(expected[task], ending(runs)):
+            found = to_the_end(runs, of_task[task])
+            if found or (found := difference(expected[task], ending(runs))):
                 different += 1
                 print(f"trial {trial}, {task}: {found}", flush=True)
     by_task = ", ".join(f"{count} {task}" for task, count in kills.items())
     print(
         f"{sum(kills.values())} kills ({by_task}), {within} of them between the first and the last "
-        f"step; {trial} runs continued, {different} different; {ended} ended before their kill; "
+        f"step; {trial} runs continued, {different} different or "
+        f"failed; {ended} ended before their kill; "
         f"seed {arguments.seed}, {time.monotonic() - started:.0f} s"
     )
     sys.exit(different > 0)
