@@ -144,6 +144,9 @@ def make_trainer(cfg: DictConfig, run: Run, datasets: Datasets) -> tuple[pl.Trai
         use_distributed_sampler=False,  # the batches of tasks.data.loading know their process
         benchmark=torch.cuda.is_available() and not settings["deterministic"],
     )
+    # With max_steps Lightning takes every training that is continued for one in the middle of an
+    # epoch. From a checkpoint of an epoch's end it would end that epoch again, without a batch.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return trainer, history
 
 
