@@ -92,6 +92,7 @@ DAMAGES = {
     "config, a list": text("config.yaml", "[1, 2]"),
     "config, of something else": text("config.yaml", "a: 1\n"),
     "config, bomb": text("config.yaml", BOMB),
+    "result, a score that is no number": result_with(metrics={"miou": float("nan")}),
     "config, merge bomb": text("config.yaml", "a: &a {b: 1}\nc: {<<: [*a, *a]}\n"),
     "config, within itself": text("config.yaml", "task: &t {name: *t}\n"),
     "config, deep": text("config.yaml", "a: " + "[" * 50_000),

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import math
 import os
 import re
 import subprocess
@@ -187,7 +186,7 @@ def test_runs_with_other_settings_are_left_out_and_said(write_run, evidence, ove
         ({"epochs": 2}, "epochs 2 instead of"),
         ({"status": "running"}, "status is running"),
         ({"metrics": {}}, "no value of miou, pixel_acc"),
-        ({"metrics": {"miou": math.nan, "pixel_acc": 1.0}}, "no value of miou"),
+        ({"metrics": {"pixel_acc": 1.0}}, "no value of miou"),
     ],
 )
 def test_results_that_cannot_stand_in_a_table_are_left_out(write_run, evidence, changes, why):
