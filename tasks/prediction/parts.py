@@ -55,7 +55,7 @@ class Parts:
 
     def _is_open(self) -> bool:
         plan = self.folder / "plan.json"
-        return plan.exists() and plan.read_text() == self._plan and self._is_there()
+        return plan.exists() and plan.read_text(encoding="utf-8") == self._plan and self._is_there()
 
     def _is_there(self) -> bool:
         """Whether the file of locks is the one that this process has open."""
@@ -66,7 +66,7 @@ class Parts:
 
     def _begin(self, anew: bool) -> None:
         plan = self.folder / "plan.json"
-        if plan.exists() and plan.read_text() != self._plan:
+        if plan.exists() and plan.read_text(encoding="utf-8") != self._plan:
             if not anew:
                 raise InputError(
                     f"{self.folder} has a part of another prediction of the same name: continue it "

@@ -90,11 +90,11 @@ class Run:
             try:
                 with told_of(self.directory):
                     self.directory.mkdir(parents=True, exist_ok=True)
-                    self._lock.acquire(timeout=0)
+                    self._take_lock()
                     self._start_log(console=False)
-            except Timeout:
+            except Busy:
                 self._close_log()
-                raise Busy(self.directory) from None
+                raise
             except InputError:
                 # A finished run is shown from a place where nothing can be written, too.
                 if not (self.directory / "result.json").exists():
@@ -108,6 +108,12 @@ class Run:
             self.__exit__(InputError, error, None)
             raise
         return self
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:  # an OSError, but nothing that the system refuses
+            raise Busy(self.directory) from None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is not None and self._log_file is not None:  # launch tells the console
