@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .reference import centered_groups, moments, normalized
+
 
 def bounds(size_of_window: Tensor, size: int, dim: int) -> tuple[Tensor, Tensor]:
     """Start and length of each cell's window along ``dim`` (-2 or -1), two int64 tensors."""
@@ -28,24 +30,15 @@ def local_context_norm(
     eps: float,
 ) -> Tensor:
     """Normalize ``x`` ``[N, C, H, W]`` with windows ``[H, W]`` or ``[N, H, W]``."""
-    n, c, h, w = x.shape
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-    grouped = x.to(dtype).reshape(n, c // channels_per_group, channels_per_group, h, w)
-    # The shift cancels in mean and variance, hence also in every derivative.
-    grouped = grouped - grouped.detach().flatten(2).nanmedian(dim=2).values[..., None, None, None]
+    h, w = x.shape[2:]
+    grouped = centered_groups(x, channels_per_group)
     planes = torch.stack((grouped.sum(dim=2), grouped.square().sum(dim=2)), dim=2)
     rows, columns = bounds(p, h, -2), bounds(q, w, -1)
-    count = channels_per_group * (rows[1] * columns[1]).to(dtype)
+    count = channels_per_group * (rows[1] * columns[1]).to(grouped.dtype)
     if count.dim() == 3:
         count = count[:, None, None]
-    mean, square = (window_sums(planes, rows, columns) / count).split(1, dim=2)
-    variance = (square - mean.square()).clamp(min=0)
-    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(n, c, h, w)
-    if weight is not None:
-        y = y * weight.to(dtype)[:, None, None]
-    if bias is not None:
-        y = y + bias.to(dtype)[:, None, None]
-    return y.to(x.dtype)
+    mean, variance = moments(window_sums(planes, rows, columns), count)
+    return normalized(grouped, mean, variance, weight, bias, eps, x)
 
 
 def window_sums(

@@ -7,6 +7,8 @@ cell lies in a window. Nothing is subtracted.
 import torch
 from torch import Tensor
 
+from .reference import centered_groups, moments, normalized
+
 
 def shares(length: Tensor, size: int) -> Tensor:
     """``[..., size, size]``: of each cell's window, the share of each cell that lies inside.
@@ -30,20 +32,10 @@ def local_context_norm(
     eps: float,
 ) -> Tensor:
     """Normalize ``x`` ``[N, C, H, W]`` with windows ``[1 or G, 2]`` from 1 to the map's size."""
-    n, c, h, w = x.shape
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-    grouped = x.to(dtype).reshape(n, c // channels_per_group, channels_per_group, h, w)
-    # The shift cancels in mean and variance, hence also in every derivative.
-    grouped = grouped - grouped.detach().flatten(2).nanmedian(dim=2).values[..., None, None, None]
-    p, q = windows.to(dtype).unbind(dim=-1)
+    h, w = x.shape[2:]
+    grouped = centered_groups(x, channels_per_group)
+    p, q = windows.to(grouped.dtype).unbind(dim=-1)
     planes = torch.stack((grouped.sum(dim=2), grouped.square().sum(dim=2)), dim=2)
     sums = shares(p, h)[:, None] @ planes @ shares(q, w)[:, None].transpose(-1, -2)
-    means = sums / (channels_per_group * p * q)[:, None, None, None]
-    mean, square = means.split(1, dim=2)
-    variance = (square - mean.square()).clamp(min=0)
-    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(n, c, h, w)
-    if weight is not None:
-        y = y * weight.to(dtype)[:, None, None]
-    if bias is not None:
-        y = y + bias.to(dtype)[:, None, None]
-    return y.to(x.dtype)
+    mean, variance = moments(sums, (channels_per_group * p * q)[:, None, None, None])
+    return normalized(grouped, mean, variance, weight, bias, eps, x)

@@ -23,25 +23,50 @@ def local_context_norm(
     rule: str,
 ) -> Tensor:
     """Normalize ``x`` ``[N, C, H, W]``; see :func:`lcn.functional.local_context_norm`."""
-    n, c, h, w = x.shape
-    groups = c // channels_per_group
-    # MPS has no float64.
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    grouped = x.to(dtype).reshape(n, groups, channels_per_group, h, w)
-    # The shift cancels in mean and variance, hence also in every derivative.
-    shift = grouped.detach().flatten(2).nanmedian(dim=2).values.reshape(n, groups, 1, 1, 1)
-    grouped = grouped - shift
+    h, w = x.shape[2:]
+    grouped = centered_groups(x, channels_per_group)
     if covers_map(rule, window, h, w):
         mean, variance = _map_statistics(grouped, unbiased=rule == "released")
     else:
         source = grouped.detach() if rule == "released" else grouped
         mean, variance = _window_statistics(source, window, rule)
-    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(n, c, h, w)
+    return normalized(grouped, mean, variance, weight, bias, eps, x)
+
+
+def centered_groups(x: Tensor, channels_per_group: int) -> Tensor:
+    """``x`` ``[N, C, H, W]`` as ``[N, G, c, H, W]`` in float64, less the median of each group.
+
+    The shift cancels in mean and variance, hence also in every derivative.
+    """
+    n, c, h, w = x.shape
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+    grouped = x.to(dtype).reshape(n, c // channels_per_group, channels_per_group, h, w)
+    return grouped - grouped.detach().flatten(2).nanmedian(dim=2).values[..., None, None, None]
+
+
+def moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance from sums of values and of squares ``[N, G, 2, H, W]``, each over
+    ``count`` values: two ``[N, G, 1, H, W]``."""
+    mean, square = (sums / count).split(1, dim=2)
+    return mean, (square - mean.square()).clamp(min=0)
+
+
+def normalized(
+    grouped: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    like: Tensor,
+) -> Tensor:
+    """``grouped`` with these statistics, scale and shift, in the shape and dtype of ``like``."""
+    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(like.shape)
     if weight is not None:
-        y = y * weight.to(dtype).reshape(1, c, 1, 1)
+        y = y * weight.to(y.dtype)[:, None, None]
     if bias is not None:
-        y = y + bias.to(dtype).reshape(1, c, 1, 1)
-    return y.to(x.dtype)
+        y = y + bias.to(y.dtype)[:, None, None]
+    return y.to(like.dtype)
 
 
 def _map_statistics(grouped: Tensor, unbiased: bool) -> tuple[Tensor, Tensor]:

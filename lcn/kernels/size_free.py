@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..window import bounds_of_cells
+from .reference import moments, normalized
 
 
 def local_context_norm(
@@ -36,17 +37,10 @@ def local_context_norm(
     count = channels_per_group * ((rows[1] - rows[0])[:, None] * (columns[1] - columns[0]))
     count = count.to(dtype)
     sums = torch.stack((source.sum(dim=2), source.square().sum(dim=2)), dim=2)
-    means = _window_sums(sums, rows, columns) / count
-    mean, square = means[:, :, :1], means[:, :, 1:]
-    variance = (square - mean.square()).clamp(min=0)
+    mean, variance = moments(_window_sums(sums, rows, columns), count)
     if rule == "released":  # one value has no unbiased variance; 0 then, as in the reference
         variance = variance * torch.where(is_global, count / (count - 1).clamp(min=1), 1.0)
-    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(n, -1, h, w)
-    if weight is not None:
-        y = y * weight.to(dtype)[:, None, None]
-    if bias is not None:
-        y = y + bias.to(dtype)[:, None, None]
-    return y.to(x.dtype)
+    return normalized(grouped, mean, variance, weight, bias, eps, x)
 
 
 Bounds = tuple[Tensor, Tensor]
