@@ -65,6 +65,17 @@ def forward_mode_is_active() -> bool:
     return any(level.key() == TransformType.Jvp for level in levels)
 
 
+def takes_plain_torch(x: Tensor, backend: str) -> bool:
+    """Whether an operator that knows the first derivative alone would not do for ``x``."""
+    return (
+        backend == "reference"
+        or x.device.type not in ("cpu", "cuda", "meta")
+        or transforms_are_active()
+        or forward_mode_is_active()
+        or torch.onnx.is_in_onnx_export()
+    )
+
+
 @torch.library.impl("lcn::local_context_norm", ("CPU", "CUDA"))
 def _forward(
     x: Tensor,
@@ -109,14 +120,14 @@ def _gradients(
 
 
 @torch.library.register_fake("lcn::local_context_norm")
-def _forward_fake(x: Tensor, *_: Any) -> Tensor:
+def forward_fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format_of(x))
 
 
 @torch.library.register_fake("lcn::local_context_norm_backward")
-def _backward_fake(grad: Tensor, x: Tensor, weight: Tensor | None, *_: Any) -> _Gradients:
+def backward_fake(grad: Tensor, x: Tensor, weight: Tensor | None, *_: Any) -> _Gradients:
     vector = x.new_empty(x.shape[1], dtype=x.dtype if weight is None else weight.dtype)
-    return _forward_fake(x), vector, torch.empty_like(vector)
+    return forward_fake(x), vector, torch.empty_like(vector)
 
 
 class _Forward(_SingleLevelFunction):

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import operator
 from .kernels import memory_format_of
 from .kernels.per_point_reference import local_context_norm as reference
+from .kernels.reference_kernel import gradients
 
 _WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -67,14 +68,7 @@ def local_context_norm(
 ) -> Tensor:
     """``x`` ``[N, C, H, W]`` in windows of ``p`` rows and ``q`` columns, each ``[H, W]`` or
     ``[N, H, W]``."""
-    in_plain_torch = (
-        backend == "reference"
-        or x.device.type not in ("cpu", "cuda", "meta")
-        or operator.transforms_are_active()
-        or operator.forward_mode_is_active()
-        or torch.onnx.is_in_onnx_export()
-    )
-    if not in_plain_torch:
+    if not operator.takes_plain_torch(x, backend):
         y: Tensor = _operator(x, weight, bias, p, q, channels_per_group, eps, backend)
         return y
     is_known = not torch.compiler.is_compiling() and p.device.type != "meta"
@@ -118,9 +112,7 @@ def _has_kernel(x: Tensor, backend: str) -> bool:
     return x.device.type == "cpu"
 
 
-@_operator.register_fake
-def _forward_fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=memory_format_of(x))
+_operator.register_fake(operator.forward_fake)
 
 
 @torch.library.custom_op("lcn::local_context_norm_per_point_backward", mutates_args=())
@@ -137,32 +129,23 @@ def _backward_operator(
     if _has_kernel(x, backend):
         from .kernels import per_point_cpu
 
-        gradients = per_point_cpu.backward(grad, x, weight, p, q, channels_per_group, eps)
+        dx, *vectors = per_point_cpu.backward(grad, x, weight, p, q, channels_per_group, eps)
     else:
-        gradients = _gradients(grad, x, weight, p, q, channels_per_group, eps)
+        dx, *vectors = _gradients(grad, x, weight, p, q, channels_per_group, eps)
     dtype = x.dtype if weight is None else weight.dtype
-    dx = gradients[0].contiguous(memory_format=memory_format_of(x))
     # Copies: results of an operator may not share memory.
-    return dx, gradients[1].to(dtype, copy=True), gradients[2].to(dtype, copy=True)
+    dweight, dbias = (vector.to(dtype, copy=True) for vector in vectors)
+    return dx.contiguous(memory_format=memory_format_of(x)), dweight, dbias
 
 
-@_backward_operator.register_fake
-def _backward_fake(grad: Tensor, x: Tensor, weight: Tensor | None, *_: Any) -> Any:
-    vector = x.new_empty(x.shape[1], dtype=x.dtype if weight is None else weight.dtype)
-    return _forward_fake(x), vector, torch.empty_like(vector)
+_backward_operator.register_fake(operator.backward_fake)
 
 
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor | None, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """In plain PyTorch, so that they have derivatives themselves."""
-    vector = x.new_ones(x.shape[1], dtype=torch.float32) if weight is None else weight
-
-    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return reference(x, weight, bias, *arguments)
-
-    gradients: Any = torch.func.vjp(function, x, vector, torch.zeros_like(vector))[1](grad)
-    return gradients
+    return gradients(lambda *inputs: reference(*inputs, *arguments), grad, x, weight)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

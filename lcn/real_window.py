@@ -13,6 +13,7 @@ from torch import Tensor
 from . import operator
 from .kernels import memory_format_of
 from .kernels.real_window_reference import local_context_norm as reference
+from .kernels.reference_kernel import gradients
 
 
 def is_real(window: Any) -> bool:
@@ -72,13 +73,7 @@ def local_context_norm(
         windows = windows.clamp(min=1.0).minimum(most)
     else:
         windows = _Bounded.apply(windows, most)  # type: ignore[no-untyped-call]
-    if (
-        backend == "reference"
-        or x.device.type not in ("cpu", "cuda", "meta")
-        or operator.transforms_are_active()
-        or operator.forward_mode_is_active()
-        or torch.onnx.is_in_onnx_export()
-    ):
+    if operator.takes_plain_torch(x, backend):
         return reference(x, weight, bias, windows, channels_per_group, eps)
     y: Tensor = _operator(x, weight, bias, windows, channels_per_group, eps, backend)
     return y
@@ -112,9 +107,7 @@ def _has_kernel(x: Tensor, backend: str) -> bool:
     return x.device.type == "cpu"
 
 
-@_operator.register_fake
-def _forward_fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=memory_format_of(x))
+_operator.register_fake(operator.forward_fake)
 
 
 @torch.library.custom_op("lcn::local_context_norm_real_window_backward", mutates_args=())
@@ -130,36 +123,29 @@ def _backward_operator(
     if _has_kernel(x, backend):
         from .kernels import real_window_cpu
 
-        gradients = real_window_cpu.backward(grad, x, weight, windows, channels_per_group, eps)
+        backward: Any = real_window_cpu.backward
     else:
-        gradients = _gradients(grad, x, weight, windows, channels_per_group, eps)
+        backward = _gradients
+    dx, *vectors, of_windows = backward(grad, x, weight, windows, channels_per_group, eps)
     dtype = x.dtype if weight is None else weight.dtype
-    dx = gradients[0].contiguous(memory_format=memory_format_of(x))
     # Copies: results of an operator may not share memory.
-    vectors = (gradients[1].to(dtype, copy=True), gradients[2].to(dtype, copy=True))
-    return dx, *vectors, gradients[3].to(windows.dtype, copy=True)
+    dweight, dbias = (vector.to(dtype, copy=True) for vector in vectors)
+    dx = dx.contiguous(memory_format=memory_format_of(x))
+    return dx, dweight, dbias, of_windows.to(windows.dtype, copy=True)
 
 
 @_backward_operator.register_fake
 def _backward_fake(
     grad: Tensor, x: Tensor, weight: Tensor | None, windows: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    vector = x.new_empty(x.shape[1], dtype=x.dtype if weight is None else weight.dtype)
-    return _forward_fake(x), vector, torch.empty_like(vector), torch.empty_like(windows)
+    return *operator.backward_fake(grad, x, weight), torch.empty_like(windows)
 
 
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor | None, windows: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """In plain PyTorch, so that they have derivatives themselves."""
-    vector = x.new_ones(x.shape[1], dtype=torch.float32) if weight is None else weight
-
-    def function(x: Tensor, weight: Tensor, bias: Tensor, windows: Tensor) -> Tensor:
-        return reference(x, weight, bias, windows, *arguments)
-
-    inputs = (x, vector, torch.zeros_like(vector), windows)
-    gradients: Any = torch.func.vjp(function, *inputs)[1](grad)
-    return gradients
+    return gradients(lambda *inputs: reference(*inputs, *arguments), grad, x, weight, windows)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -170,10 +156,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, windows = ctx.saved_tensors
     if torch.is_grad_enabled() or operator.forward_mode_is_active():
-        gradients = _gradients(grad, x, weight, windows, *ctx.arguments[:2])
+        found = _gradients(grad, x, weight, windows, *ctx.arguments[:2])
     else:
-        gradients = _backward_operator(grad, x, weight, windows, *ctx.arguments)
-    needed = zip(ctx.needs_input_grad, gradients, strict=False)
+        found = _backward_operator(grad, x, weight, windows, *ctx.arguments)
+    needed = zip(ctx.needs_input_grad, found, strict=False)
     return *(d if needs else None for needs, d in needed), None, None, None
 
 

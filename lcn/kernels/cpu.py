@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from ..window import WHOLE_MAP, covers_map
-from . import cpu_channels_last, cpu_loops, huge_pages, memory_format_of, reference_kernel, threads
+from . import (
+    channels_last_loops,
+    cpu_loops,
+    huge_pages,
+    memory_format_of,
+    reference_kernel,
+    threads,
+)
 from .cpu_loops import DETACHED, FINISH, FOLD, JOB_FIELDS, LANES, ROOM, WHOLE
 
 # As stored for Numba, and the precision to work in.
@@ -39,14 +46,14 @@ _X, _GRAD, _OUT, _WEIGHT, _BIAS, _PARTIAL, _PLANES = (
 def _forward_body(dtype: torch.dtype, planes: int = 0) -> Any:
     """Compiled for NCHW, or for groups that are so many planes of a channels-last map."""
     if planes:
-        return cpu_channels_last.compile_forward(*_ELEMENTS[dtype][:2], planes)
+        return channels_last_loops.compile_forward(*_ELEMENTS[dtype][:2], planes)
     return cpu_loops.compile_forward(*_ELEMENTS[dtype][:2])
 
 
 @functools.cache
 def _backward_body(dtype: torch.dtype, planes: int = 0) -> Any:
     if planes:
-        return cpu_channels_last.compile_backward(*_ELEMENTS[dtype][:2], planes)
+        return channels_last_loops.compile_backward(*_ELEMENTS[dtype][:2], planes)
     return cpu_loops.compile_backward(*_ELEMENTS[dtype][:2])
 
 

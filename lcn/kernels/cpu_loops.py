@@ -1,5 +1,4 @@
-"""Numba loops of the CPU kernel. All compiled code is in this file, since Numba recompiles a
-cached function only when the file it is in changes.
+"""Numba loops of the CPU kernel.
 
 One task is one group of one sample, or a band of its rows where there are fewer groups than
 threads. A window moves down its group: float64 sums of each column gain the row below and lose
@@ -22,7 +21,10 @@ or how many of them are left at the end of the row. Row buffers have room for wh
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
+import functools
+import hashlib
 import operator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -1280,8 +1282,16 @@ def compile_transpose(element: Any) -> Any:
     return _compiled(body)
 
 
+@functools.cache
+def _state_of_loops() -> str:
+    """Changes with the files of loops: Numba itself looks at the one that a function is in."""
+    files = sorted(Path(__file__).parent.glob("*_loops.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
 def _compiled(body: Any) -> Any:
     signature = types.void(types.voidptr)
+    body.__qualname__ += f"_{_state_of_loops()}"  # by which Numba finds what it kept
     try:
         return cfunc(signature, cache=True)(body)
     except RuntimeError:  # no directory to keep compiled code in: compile in every process

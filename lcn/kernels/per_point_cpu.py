@@ -53,23 +53,29 @@ def _corners(p: Tensor, q: Tensor) -> Tensor:
     samples = max(p.numel(), q.numel()) // (h * w)
     p, q = (side.to(torch.int64).expand(samples, h, w).contiguous() for side in (p, q))
     corners = torch.empty(samples, h, w, 3, dtype=torch.int32)
-    fields = {"x_ptr": p.data_ptr(), "grad_ptr": q.data_ptr(), "corners_ptr": corners.data_ptr()}
+    fields = {"x_ptr": p.data_ptr(), "grad_ptr": q.data_ptr(), "windows_ptr": corners.data_ptr()}
     fields |= {"samples": samples, "height": h, "width": w}
     job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
     threads.run(_corners_body(), job.buffer_info()[0], samples)
     return corners
 
 
-def _run(body: Any, x: Tensor, corners: Tensor, channels_per_group: int, eps: float, **given: Any):  # type: ignore[no-untyped-def]
-    """Runs the loops; returns which of the planes ``[N * G]`` they gave up on."""
+def run(
+    body: Any, x: Tensor, windows: Tensor, channels_per_group: int, eps: float, **given: Tensor
+) -> Tensor:
+    """Runs loops on a job (`JOB_FIELDS`); returns which of the planes ``[N * G]`` they gave up on.
+
+    Args:
+        windows: as the job has them; more than one if its first dimension is not 1.
+        given: tensors by the name of their field, without ``_ptr``.
+    """
     n, c, h, w = x.shape
     tasks = n * (c // channels_per_group)
     flags = torch.zeros(tasks, dtype=torch.uint8)
-    fields: dict[str, Any] = {f"{name}_ptr": tensor.data_ptr() for name, tensor in given.items()}
-    fields |= {"x_ptr": x.data_ptr(), "corners_ptr": corners.data_ptr()}
-    fields |= {"flags_ptr": flags.data_ptr(), "own_windows": int(corners.shape[0] > 1)}
+    given |= {"x": x, "windows": windows, "flags": flags}
+    fields = {f"{name}_ptr": tensor.data_ptr() for name, tensor in given.items()}
     fields |= {"samples": n, "channels": c, "height": h, "width": w}
-    fields |= {"per_group": channels_per_group}
+    fields |= {"per_group": channels_per_group, "own_windows": int(windows.shape[0] > 1)}
     job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
     for name, value in (("eps", eps), ("limit", LIMITS[x.dtype])):
         struct.pack_into("d", job, 8 * JOB_FIELDS.index(name), value)
@@ -101,7 +107,7 @@ def forward(
     if not x.numel():
         return out.to(x.dtype)
     corners = _corners(p, q)
-    given_up = _run(
+    given_up = run(
         _forward_body(values.dtype), values, corners, channels_per_group, eps,
         weight=weight, bias=bias, out=out,
     )  # fmt: skip
@@ -142,7 +148,7 @@ def backward(
     if not x.numel():
         return out.to(x.dtype), partial.sum(dim=0)[0], partial.sum(dim=0)[1]
     corners = _corners(p, q)
-    given_up = _run(
+    given_up = run(
         _backward_body(dtype), values, corners, channels_per_group, eps,
         weight=weight, grad=grad, out=out, partial=partial,
     )  # fmt: skip

@@ -1,16 +1,13 @@
 """Real windows on a CPU: as :mod:`lcn.kernels.per_point_cpu`, with windows per layer or group."""
 
 import functools
-import struct
-from array import array
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import huge_pages, real_window_loops, real_window_reference, threads
-from .per_point_cpu import ELEMENTS, LIMITS, planes_of, vector, working_dtype
-from .real_window_loops import JOB_FIELDS
+from . import huge_pages, real_window_loops, real_window_reference
+from .per_point_cpu import ELEMENTS, planes_of, run, vector, working_dtype
 
 
 @functools.cache
@@ -21,25 +18,6 @@ def _forward_body(dtype: torch.dtype) -> Any:
 @functools.cache
 def _backward_body(dtype: torch.dtype) -> Any:
     return real_window_loops.compile_backward(ELEMENTS[dtype])
-
-
-def _run(
-    body: Any, x: Tensor, windows: Tensor, channels_per_group: int, eps: float, **given: Tensor
-) -> Tensor:
-    """Runs the loops; returns which of the planes ``[N * G]`` they gave up on."""
-    n, c, h, w = x.shape
-    tasks = n * (c // channels_per_group)
-    flags = torch.zeros(tasks, dtype=torch.uint8)
-    fields = {f"{name}_ptr": tensor.data_ptr() for name, tensor in given.items()}
-    fields |= {"x_ptr": x.data_ptr(), "windows_ptr": windows.data_ptr()}
-    fields |= {"flags_ptr": flags.data_ptr(), "own_windows": int(windows.shape[0] > 1)}
-    fields |= {"samples": n, "channels": c, "height": h, "width": w}
-    fields |= {"per_group": channels_per_group}
-    job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
-    for name, value in (("eps", eps), ("limit", LIMITS[x.dtype])):
-        struct.pack_into("d", job, 8 * JOB_FIELDS.index(name), value)
-    threads.run(body, job.buffer_info()[0], tasks)
-    return flags.nonzero()[:, 0]
 
 
 def forward(
@@ -57,7 +35,7 @@ def forward(
     if not x.numel():
         return out.to(x.dtype)
     windows = windows.contiguous()
-    given_up = _run(
+    given_up = run(
         _forward_body(values.dtype), values, windows, channels_per_group, eps,
         weight=weight, bias=bias, out=out,
     )  # fmt: skip
@@ -93,7 +71,7 @@ def backward(
     partial = torch.zeros(n, 2, c, dtype=torch.float64)
     of_windows = torch.zeros(n, groups, 2, dtype=torch.float64)
     if x.numel():
-        given_up = _run(
+        given_up = run(
             _backward_body(dtype), values, windows, channels_per_group, eps,
             weight=weight, grad=grad, out=out, partial=partial, window_grads=of_windows,
         )  # fmt: skip

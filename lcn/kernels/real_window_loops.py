@@ -12,32 +12,21 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from .cpu_loops import _PLAIN, _compiled, _pointer, _take_task
+from .cpu_loops import _INLINE, _PLAIN, _compiled, _pointer, _take_task
 from .table_loops import (
+    _MANY,
     _REDUCTION,
+    JOB,
     _aligned,
     _build_table,
     _extremes,
-    _input_gradient_row,
     _moments,
     _normalize_row,
     _products_of_row,
     _shift_of,
+    _spread_plane,
     _terms,
 )
-
-JOB_FIELDS = (
-    "next_task",
-    *("x_ptr", "grad_ptr", "out_ptr", "weight_ptr", "bias_ptr", "partial_ptr", "flags_ptr"),
-    "windows_ptr",  # float64 [1 or groups, 2]: p and q, from 1 to the map's
-    "window_grads_ptr",  # float64 [samples, groups, 2]
-    "own_windows",  # 1 if each group has windows of its own
-    *("samples", "channels", "height", "width", "per_group"),
-    *("eps", "limit"),
-)
-_REAL = ("eps", "limit")
-JOB = np.dtype([(name, np.float64 if name in _REAL else np.int64) for name in JOB_FIELDS])
-_MANY = 1 << 48  # length of arrays that come as an address
 
 
 @njit(**_PLAIN)
@@ -57,11 +46,21 @@ def _place_intervals(length, size, cells, ends):
         ends[4 * i + 2], ends[4 * i + 3] = speed, speed + 1.0
 
 
+@njit(**_INLINE)
+def _lines_around(table, size, first, last):
+    """The lines above and below the cell in which an interval begins, and that where it ends."""
+    begin, end = first * size, last * size
+    above, below = begin + size, end + size
+    return (
+        table[begin:above], table[above : above + size],
+        table[end:below], table[below : below + size],
+    )  # fmt: skip
+
+
 @njit(**_PLAIN)
 def _line_of_table(table, size, first, last, f, g, line):
     """The table's line at the end of an interval less that at its begin."""
-    a, b = table[first * size : (first + 1) * size], table[(first + 1) * size : (first + 2) * size]
-    c, d = table[last * size : (last + 1) * size], table[(last + 1) * size : (last + 2) * size]
+    a, b, c, d = _lines_around(table, size, first, last)
     for k in range(size):
         line[k] = (c[k] + g * (d[k] - c[k])) - (a[k] + f * (b[k] - a[k]))
 
@@ -69,8 +68,7 @@ def _line_of_table(table, size, first, last, f, g, line):
 @njit(**_PLAIN)
 def _change_of_line(table, size, first, last, f, g, line):
     """How fast that changes where begin and end move by ``f`` and ``g``."""
-    a, b = table[first * size : (first + 1) * size], table[(first + 1) * size : (first + 2) * size]
-    c, d = table[last * size : (last + 1) * size], table[(last + 1) * size : (last + 2) * size]
+    a, b, c, d = _lines_around(table, size, first, last)
     for k in range(size):
         line[k] = g * (d[k] - c[k]) - f * (b[k] - a[k])
 
@@ -120,10 +118,11 @@ def _add_line(row, line, size, factor):
 @njit(**_PLAIN)
 def _line_to_table(line, size, first, last, f, g, table):
     """The adjoint of ``_line_of_table``."""
-    _add_line(table[first * size : (first + 1) * size], line, size, f - 1.0)
-    _add_line(table[(first + 1) * size : (first + 2) * size], line, size, -f)
-    _add_line(table[last * size : (last + 1) * size], line, size, 1.0 - g)
-    _add_line(table[(last + 1) * size : (last + 2) * size], line, size, g)
+    a, b, c, d = _lines_around(table, size, first, last)
+    _add_line(a, line, size, f - 1.0)
+    _add_line(b, line, size, -f)
+    _add_line(c, line, size, 1.0 - g)
+    _add_line(d, line, size, g)
 
 
 @njit(**_REDUCTION)
@@ -215,37 +214,6 @@ def _backward_plane(
     for c in range(job.per_group):
         finite += abs(partial[0, c]) + abs(partial[1, c])
     return finite < np.inf
-
-
-@njit(**_PLAIN)
-def _spread_row(row, cells, column_0, column_1):
-    """Running sums from the end of a line of the table, added to those up the columns."""
-    first, second = 0.0, 0.0
-    for k in range(cells):
-        j = cells - 1 - k
-        first += row[2 * j]
-        second += row[2 * j + 1]
-        column_0[j] += first
-        column_1[j] += second
-
-
-@njit(**_PLAIN)
-def _spread_plane(job, x, grad, base, shift, weight, table, rstds, column_0, column_1, out):
-    """The gradient of the input: each corner's value goes to all cells above and left of it."""
-    h, w = job.height, job.width
-    column_0[:w] = 0.0
-    column_1[:w] = 0.0
-    for k in range(h):
-        i = h - 1 - k
-        start = (i + 1) * 2 * (w + 1) + 2
-        _spread_row(table[start : start + 2 * w], w, column_0, column_1)
-        rstd = rstds[i * w : i * w + w]
-        for c in range(job.per_group):
-            at = base + (c * h + i) * w
-            _input_gradient_row(
-                x[at : at + w], grad[at : at + w], w, shift, rstd, np.float64(weight[c]), column_0,
-                column_1, out[at : at + w],
-            )  # fmt: skip
 
 
 def compile_forward(element: Any) -> Any:

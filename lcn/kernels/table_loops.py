@@ -25,8 +25,11 @@ from .cpu_loops import _DOUBLE, _FLAGS, _INLINE, _PLAIN, _compiled, _pointer, _t
 JOB_FIELDS = (
     "next_task",
     *("x_ptr", "grad_ptr", "out_ptr", "weight_ptr", "bias_ptr", "partial_ptr", "flags_ptr"),
-    "corners_ptr",  # uint32 [1 or samples, height * width, 3]: upper left corner, p, q
-    "own_windows",  # 1 if each sample has windows of its own
+    # A window per point: uint32 [1 or samples, height * width, 3], upper left corner, p, q.
+    # Real windows: float64 [1 or groups, 2], p and q, from 1 to the map's.
+    "windows_ptr",
+    "window_grads_ptr",  # of real windows, float64 [samples, groups, 2]
+    "own_windows",  # 1 if there is more than one
     *("samples", "channels", "height", "width", "per_group"),
     *("eps", "limit"),
 )
@@ -409,7 +412,7 @@ def compile_corners() -> Any:
         h, w = job.height, job.width
         p = carray(_pointer(job.x_ptr), _MANY, np.int64)
         q = carray(_pointer(job.grad_ptr), _MANY, np.int64)
-        corners = carray(_pointer(job.corners_ptr), _MANY, np.uint32)
+        corners = carray(_pointer(job.windows_ptr), _MANY, np.uint32)
         while True:
             task = _take_task(address)
             if task >= job.samples:
@@ -432,7 +435,7 @@ def compile_forward(element: Any) -> Any:
         out = carray(_pointer(job.out_ptr), _MANY, element)
         weight = carray(_pointer(job.weight_ptr), job.channels, element)
         bias = carray(_pointer(job.bias_ptr), job.channels, element)
-        corners = carray(_pointer(job.corners_ptr), _MANY, np.uint32)
+        corners = carray(_pointer(job.windows_ptr), _MANY, np.uint32)
         flags = carray(_pointer(job.flags_ptr), _MANY, np.uint8)
         cells, per_group = job.height * job.width, job.per_group
         table = _aligned(2 * (job.height + 1) * (job.width + 1))
@@ -467,7 +470,7 @@ def compile_backward(element: Any) -> Any:
         out = carray(_pointer(job.out_ptr), _MANY, element)
         weight = carray(_pointer(job.weight_ptr), job.channels, element)
         partial = carray(_pointer(job.partial_ptr), (job.samples, 2, job.channels), np.float64)
-        corners = carray(_pointer(job.corners_ptr), _MANY, np.uint32)
+        corners = carray(_pointer(job.windows_ptr), _MANY, np.uint32)
         flags = carray(_pointer(job.flags_ptr), _MANY, np.uint8)
         cells, per_group = job.height * job.width, job.per_group
         table = _aligned(2 * (job.height + 1) * (job.width + 1))

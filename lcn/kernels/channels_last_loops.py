@@ -15,7 +15,6 @@ Buffers of a row are ``[cells, LANES]``.
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -871,16 +870,10 @@ def _backward_task(
 # ---------------------------------------------------------------- entry points
 
 
-def _source() -> int:
-    """Of the code that these loops use of another file, so that Numba compiles them again when it
-    has changed."""
-    return Path(cpu_loops.__file__).stat().st_mtime_ns
-
-
 def compile_forward(element: Any, working: Any, planes: int) -> Any:
     """``void body(void *job)`` for an element type as stored, its working precision and the number
     of planes."""
-    kind = (_source(),) * planes
+    kind = (0,) * planes
 
     def body(address):
         job = carray(address, 1, JOB)[0]
@@ -916,7 +909,7 @@ def compile_forward(element: Any, working: Any, planes: int) -> Any:
 
 def compile_backward(element: Any, working: Any, planes: int) -> Any:
     """As :func:`compile_forward`."""
-    kind = (_source(),) * planes
+    kind = (0,) * planes
 
     def body(address):
         job = carray(address, 1, JOB)[0]
