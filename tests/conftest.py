@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from tasks.config import compose
+from tasks.evidence.gather import gather
+from tasks.runs.record import finished_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"
@@ -116,3 +118,17 @@ def script(monkeypatch, capsys):
         return subprocess.CompletedProcess(command, code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def write_run(tmp_path: Path):
+    """Writes a finished run."""
+    import fakes  # which needs this module
+
+    return functools.partial(fakes.write_run, tmp_path / "runs")
+
+
+@pytest.fixture
+def evidence(tmp_path: Path):
+    """Gathers the runs that were written."""
+    return lambda: gather(finished_runs([tmp_path / "runs"])[0])

@@ -77,6 +77,12 @@ def outputs(function, x, weight, bias, grad):
     return y.detach(), *torch.autograd.grad(y, inputs, grad.to(y.dtype))
 
 
+def by_backend(backend, options, x, weight, bias, grad):
+    """The outputs of a backend."""
+    layer = functools.partial(local_context_norm, **options, backend=backend)
+    return outputs(layer, x, weight, bias, grad)
+
+
 def assert_same(results, expected, tolerance):
     names = ("y", "dx", "dweight", "dbias")
     for name, result, witness in zip(names, results, expected, strict=True):
@@ -183,20 +189,8 @@ def test_cpu_kernel_equals_reference_gradients_included(
     x, weight, bias, grad = tensors(n, c, h, w, dtype)
     x = in_memory(x, memory)
     options = {"channels_per_group": per_group, "window": (p, q), "rule": rule, "eps": 1e-2}
-    results = outputs(
-        lambda x, *affine: local_context_norm(x, *affine, **options, backend="cpu"),
-        x,
-        weight,
-        bias,
-        in_memory(grad, memory),
-    )
-    expected = outputs(
-        lambda x, *affine: local_context_norm(x, *affine, **options, backend="reference"),
-        x.double(),
-        weight,
-        bias,
-        grad,
-    )
+    results = by_backend("cpu", options, x, weight, bias, in_memory(grad, memory))
+    expected = by_backend("reference", options, x.double(), weight, bias, grad)
     assert results[0].dtype == results[1].dtype == dtype
     if n:
         assert_same(results, expected, TOLERANCE[dtype])
@@ -301,21 +295,9 @@ def test_channels_last_as_it_lies_equals_reference(
     dtype, per_group = kind
     x, weight, bias, grad = tensors(n, groups * per_group, h, w, dtype, offset=2.0)
     options = {"channels_per_group": per_group, "window": (p, q), "eps": 1e-2}
-    expected = outputs(
-        lambda x, *affine: local_context_norm(x, *affine, **options, backend="reference"),
-        x.double(),
-        weight,
-        bias,
-        grad,
-    )
+    expected = by_backend("reference", options, x.double(), weight, bias, grad)
     x, grad = (in_memory(tensor, "channels_last") for tensor in (x, grad))
-    ours = outputs(
-        lambda x, *affine: local_context_norm(x, *affine, **options, backend="cpu"),
-        x,
-        weight,
-        bias,
-        grad,
-    )
+    ours = by_backend("cpu", options, x, weight, bias, grad)
     assert ours[0].dtype == ours[1].dtype == dtype
     for tensor in ours[:2]:
         assert tensor.is_contiguous(memory_format=torch.channels_last)
@@ -327,10 +309,9 @@ def test_channels_last_as_it_lies_equals_reference(
 def test_channels_last_changes_no_bit_where_it_is_transposed(dtype, shape):
     x, weight, bias, grad = tensors(*shape, dtype, offset=1.0)
     options = {"channels_per_group": shape[1] // 4 or 3, "window": 5, "rule": "tiled"}
-    layer = functools.partial(local_context_norm, **options, backend="cpu")
-    plain = outputs(layer, x, weight, bias, grad)
-    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    ours = outputs(layer, x, weight, bias, grad)
+    plain = by_backend("cpu", options, x, weight, bias, grad)
+    x, grad = (in_memory(tensor, "channels_last") for tensor in (x, grad))
+    ours = by_backend("cpu", options, x, weight, bias, grad)
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     assert ours[1].is_contiguous(memory_format=torch.channels_last)

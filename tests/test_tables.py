@@ -1,35 +1,20 @@
 """Tables and claims from finished runs, on ``result.json`` files written here."""
 
 import csv
-import functools
 import os
 import re
 import subprocess
 import sys
 
-import fakes
 import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
 from tasks.config import options
 from tasks.evidence.claims import claims
-from tasks.evidence.gather import gather
 from tasks.evidence.rows import published_rows
 from tasks.evidence.tables import csv_text, write_tables
 from tasks.evidence.verdicts import claims_text, judge
-from tasks.runs.record import finished_runs
-
-
-@pytest.fixture
-def write_run(tmp_path):
-    """Writes a finished run."""
-    return functools.partial(fakes.write_run, tmp_path / "runs")
-
-
-@pytest.fixture
-def evidence(tmp_path):
-    return lambda: gather(finished_runs([tmp_path / "runs"])[0])
 
 
 def lines_of(text):

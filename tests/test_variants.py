@@ -1,9 +1,7 @@
 """Variants of the published rows: what each changes, and that they are shown beside their row."""
 
 import csv
-import functools
 
-import fakes
 import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
@@ -11,14 +9,13 @@ from omegaconf import OmegaConf
 from lcn import audit
 from tasks.config import compose
 from tasks.errors import InputError
-from tasks.evidence.gather import all_rows, gather
+from tasks.evidence.gather import all_rows
 from tasks.evidence.page_tables import score_tables
 from tasks.evidence.rows import published_rows, reference, variant_rows
 from tasks.evidence.tables import csv_text, readme_text
 from tasks.models import build_model
 from tasks.models.mask_rcnn import reach_norms
 from tasks.protocol import paper_row
-from tasks.runs.record import finished_runs
 from tasks.runs.training import training_size
 from tasks.schema import check_config
 
@@ -146,16 +143,6 @@ def windowed(name: str, *overrides: str) -> tuple[tuple[int, ...], int]:
         report = audit(model.train(training), (1, len(cfg.task.bands), *shape), forward=forward)
         counts.append(report.windowed_count)
     return tuple(counts), len(report)
-
-
-@pytest.fixture
-def write_run(tmp_path):
-    return functools.partial(fakes.write_run, tmp_path / "runs")
-
-
-@pytest.fixture
-def evidence(tmp_path):
-    return lambda: gather(finished_runs([tmp_path / "runs"])[0])
 
 
 def lines_of(evidence, table: int, scale: str = "mini") -> dict[tuple[str, str], dict]:
