@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from tasks.config import with_home
 from tasks.data import open_datasets, with_classes
 from tasks.errors import InputError, say
+from tasks.miniatures import exists_for_task
 from tasks.protocol import accumulated_batches, check_facts
 from tasks.runs import launch
 from tasks.runs.directory import Run
@@ -25,7 +26,7 @@ def train(cfg: DictConfig) -> Run | Plan | None:
         from tasks.runs.plan.making import make_plan
 
         return make_plan(cfg)
-    if cfg.data.name == "mini":
+    if cfg.data.name == "mini" and not exists_for_task(cfg.task.name, cfg.data.root):
         from tasks.models import check_network
 
         check_network(cfg)  # before a miniature is generated, which takes longer

@@ -131,11 +131,8 @@ def check_network(cfg: DictConfig) -> None:
     cfg = copy.deepcopy(cfg)
     if cfg.task.num_classes is None:  # left to the dataset; any number does
         cfg.task.num_classes = cfg.task.outputs = 2
-    for settings, key in ((cfg.task.model, "pretrained"), (cfg.task, "backbone_checkpoint")):
-        if key in settings:
-            settings[key] = None
     with torch.device("meta"):
-        model = build_model(cfg)
+        model = build_model(cfg, read_weights=False)
     check_training_size(model, cfg)
 
 
