@@ -1,8 +1,9 @@
-"""Lists runs with status, age, metric and time left, shows how two differ, or replays one.
+"""Lists runs with status, age, metric and time left; shows how two differ; replays or keeps them.
 
 python scripts/runs.py runs/cityscapes
 python scripts/runs.py diff gn_g16-mini-seed0 lcn_c2_w227-mini-seed0
 python scripts/runs.py replay lcn_c2_w227-mini-seed0 --into again
+python scripts/runs.py keep runs/camvid                    without weights, into results/runs
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from tasks.config import path_of
 from tasks.errors import InputError, command, say
+from tasks.runs.keep import keep_command
 from tasks.runs.listing import DEFAULT, find_run, print_diff, print_table, read_state
 from tasks.runs.record import find_runs, read_each
 from tasks.runs.replay import replay_command
@@ -23,6 +25,8 @@ from tasks.runs.replay import replay_command
 def main() -> None:
     if sys.argv[1:2] == ["replay"]:
         replay_command(sys.argv[2:], find_run)
+    elif sys.argv[1:2] == ["keep"]:
+        keep_command(sys.argv[2:])
     elif sys.argv[1:2] == ["diff"]:
         diff_command()
     else:
@@ -33,7 +37,8 @@ def list_command() -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         epilog="python scripts/runs.py diff A B: the keys in which two runs differ; "
-        "replay RUN --into DIR: its code, and how to train it again",
+        "replay RUN --into DIR: its code, and how to train it again; keep FOLDER...: what finished "
+        "runs say, without weights",
     )
     parser.add_argument(
         "folders",

@@ -1,6 +1,6 @@
 """Gathers finished runs into tables beside the paper's, and checks the paper's claims on them.
 
-python scripts/tables.py                         every run below runs/, into results/
+python scripts/tables.py                         every run below runs and results/runs, into results
 python scripts/tables.py runs other --out results
 python scripts/tables.py --missing               the commands of the runs that claims still lack
 python scripts/tables.py --missing mini          of one page: mini, full, or a task of our own
@@ -18,6 +18,7 @@ from tasks.evidence.missing import missing_text
 from tasks.evidence.rows import SCALES, own_tasks
 from tasks.evidence.tables import write_tables
 from tasks.evidence.verdicts import claims_text
+from tasks.runs.keep import KEPT
 from tasks.runs.record import finished_runs
 
 
@@ -25,7 +26,7 @@ from tasks.runs.record import finished_runs
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "runs", nargs="*", type=path_of, default=[Path("runs")], help="folders of runs"
+        "runs", nargs="*", type=path_of, default=[Path("runs"), KEPT], help="folders of runs"
     )
     parser.add_argument("--out", type=path_of, default=Path("results"), help="folder to write into")
     pages = [*own_tasks(), *SCALES]

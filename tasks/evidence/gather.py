@@ -23,6 +23,7 @@ from tasks.evidence.rows import (
 )
 from tasks.identity import run_identity
 from tasks.protocol import canonical_norm, norm_label
+from tasks.runs.keep import WEIGHTS
 from tasks.runs.record import FinishedRun, flattened
 from tasks.schema import MUST_BE_GIVEN
 
@@ -98,7 +99,7 @@ def gather(runs: Iterable[FinishedRun]) -> Evidence:
     Of several runs of one row and seed the newest counts.
     """
     evidence = Evidence()
-    for run in runs:
+    for run in sorted(runs, key=_starts_from_a_run):  # the run that it started from comes before
         rows, reason = _rows_of(run, evidence)
         if not rows:
             evidence.left_out[run.directory] = reason
@@ -141,6 +142,11 @@ def _rows_of(run: FinishedRun, evidence: Evidence) -> tuple[list[Row], str]:
         if reason is None:
             rows.append(row)
     return rows, str(reasons[0][1])
+
+
+def _starts_from_a_run(run: FinishedRun) -> bool:
+    settings = flattened(run.config)
+    return any(settings.get(name) is not None for name in WEIGHTS)
 
 
 def _why_left_out(run: FinishedRun, row: Row, evidence: Evidence) -> str | None:

@@ -6,26 +6,21 @@ imports torch before a mistake of the user is answered.
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from tasks.config import PATHS
 from tasks.errors import InputError, told_of
+from tasks.runs.keep import shareable
 from tasks.runs.record import Record, read_run, require_finished
 
 if TYPE_CHECKING:
     from tasks.prediction.network import Network
 
 WEIGHTS, CONFIG, CARD, ONNX = "model.safetensors", "config.yaml", "README.md", "model.onnx"
-OF_THE_USER = ("runs", "logger", "hydra")
-"""Parts of a configuration that say where a run was kept and who watched it."""
-
-_PATH = re.compile(r"(?<![\w.)])[/~][\w.~/-]|\b[A-Za-z]:\\")  # absolute, anywhere in a text
 
 
 def export(
@@ -80,24 +75,6 @@ def export(
         (folder / CARD).write_text(card(network, record, said), encoding="utf-8")
         names = sorted(path.name for path in folder.iterdir())
     return [out / name for name in names]
-
-
-def shareable(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration without what is this machine's or its user's.
-
-    A path becomes ``<path>``: that there was one decides which layers a detector has frozen.
-    """
-    return {key: _without_paths(v, key) for key, v in config.items() if key not in OF_THE_USER}
-
-
-def _without_paths(value: Any, key: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_paths(child, f"{key}.{name}") for name, child in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(child, key) for child in value]
-    if isinstance(value, str) and not value.startswith("timm:"):
-        return "<path>" if key in PATHS or _PATH.search(value) else value
-    return value
 
 
 def _require_place(out: Path, overwrite: bool) -> None:
