@@ -33,20 +33,25 @@ def main() -> None:
     from tqdm import tqdm
 
     from tasks.errors import write_atomically
-    from tasks.prediction.consistency import COLUMNS, as_csv, cells, draw, lines_of
+    from tasks.prediction.consistency import COLUMNS, as_csv, cells, lines_of
 
-    lines = list(tqdm(lines_of(runs, norms, arguments), unit="line", disable=None))
+    maps: list | None = None if arguments.out is None else []
+    lines = list(tqdm(lines_of(runs, norms, arguments, maps), unit="line", disable=None))
     rows = [COLUMNS, *map(cells, lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
-    if arguments.out is not None:
+    if maps is not None:
+        from tasks.prediction.consistency_charts import draw_lines, draw_maps
+
         out = path_of(arguments.out)
+        files = [out / f"consistency{end}" for end in (".csv", ".png", "_maps.png")]
         with told_of(out):
             out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / "consistency.csv", as_csv(lines))
-            draw(lines, out / "consistency.png")
-        say(f"{out / 'consistency.csv'}, {out / 'consistency.png'}")
+            write_atomically(files[0], as_csv(lines))
+            draw_lines(lines, files[1])
+            draw_maps(maps, files[2])
+        say(", ".join(map(str, files)))
 
 
 def is_norm(text: str) -> bool:
@@ -71,7 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--convert", action="store_true", help="allow norm=...")
     parser.add_argument("--checkpoint", choices=["last"], help="of a run that has not finished")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--out", metavar="DIR", help="also write consistency.csv and .png there")
+    parser.add_argument("--out", metavar="DIR", help="also write a CSV, a chart and maps there")
     return parser.parse_intermixed_args()
 
 

@@ -18,7 +18,12 @@ from tasks.data.tiles import Tile, TileSet, TileWindows, class_table
 from tasks.errors import InputError
 from tasks.identity import run_identity
 from tasks.models import build_model, scaled_norm
-from tasks.prediction.consistency import Picture, recorded_mismatch, tile_mismatch
+from tasks.prediction.consistency import (
+    Picture,
+    compared_map,
+    recorded_mismatch,
+    tile_mismatch,
+)
 from tasks.prediction.network import Network, load_network, predict
 from tasks.protocol import task_facts
 from tasks.schema import check_config
@@ -85,6 +90,25 @@ def test_no_halo_helps_norms_of_the_whole_map(norm):
     found = tile_mismatch(net, [picture(noise(240, 240))], (32, 32), (64, 64), limit=4)
     assert found.classes > 0
     assert found.probability > 0
+
+
+def test_a_map_shows_the_pixels_that_change(one_layer):
+    image = 230 + noise(80, 96) % 26  # sums of 9 pixels around the 8.5 of the border
+    found = compared_map(one_layer, picture(image), (16, 16), (0, 0), (8, 8))
+    # shifted tiles that are whole: from 8 to 8 + 4 * 16 down, to 8 + 5 * 16 to the right
+    np.testing.assert_array_equal(found.image, image[8:72, 8:88])
+    rows, columns = np.ogrid[8:72, 8:88]
+    first, second = (  # zeros beyond a tile make only its outermost pixels depend on it
+        ((rows - by) % 16 == 0) | ((rows - by) % 16 == 15)
+        | ((columns - by) % 16 == 0) | ((columns - by) % 16 == 15)
+        for by in (0, 8)
+    )  # fmt: skip
+    assert found.changes.any()
+    assert not found.changes[~(first | second)].any()
+    whole = predict(one_layer, image)[8:72, 8:88]
+    np.testing.assert_array_equal(found.classes[~first], whole[~first])
+    share = tile_mismatch(one_layer, [picture(image)], (16, 16), shift=(8, 8))
+    assert 100 * found.changes.mean() == pytest.approx(share.classes)
 
 
 def test_what_cannot_be_compared_is_a_message(one_layer):
@@ -211,7 +235,8 @@ def test_the_script_writes_a_line_per_norm_halo_and_shift(gn_run, tmp_path, scri
         assert (float(line["probability_change"]) > 0) == (line["halo"] == "0")
         assert line["exact"] == ("no" if line["halo"] == "0" else "yes")
     assert len(done.stdout.splitlines()) == 1 + len(lines)
-    assert (tmp_path / "out" / "consistency.png").stat().st_size > 0
+    for end in (".png", "_maps.png"):
+        assert Image.open(tmp_path / "out" / f"consistency{end}").width > 500
 
 
 def test_predict_takes_another_norm_among_its_inputs(gn_run, tmp_path, script):

@@ -29,6 +29,12 @@ from tasks.prediction.command import device_of, find_images
 from tasks.prediction.maps import Source
 from tasks.prediction.network import Network, load_network, predict_tile
 from tasks.prediction.tiling import Pair, Place, Tile, Tiling, round_up
+from tasks.protocol import TaskFacts
+
+NOTHING_TO_COMPARE = (
+    "no place of these images is predicted from two tiles: they need room for two, and a shift of "
+    "at least {stride} pixels that is no multiple of a tile"
+)
 
 RECORDED_IMAGES, RECORDED_TILES = 8, 1
 """Of how many images, and of how many shifted tiles of each, a run records its tile mismatch."""
@@ -63,6 +69,25 @@ class Mismatch:
     pixels: int
 
 
+@dataclass(frozen=True)
+class ComparedMap:
+    """An image's part that is predicted from two tilings.
+
+    Attributes:
+        norm: the network's, its short name.
+        facts: of its task: colours.
+        image: that part, [h, w, bands].
+        classes: of it, by the first tiling, uint8 [h, w].
+        changes: which of them the other tiling changes, bool [h, w].
+    """
+
+    norm: str
+    facts: TaskFacts
+    image: np.ndarray
+    classes: np.ndarray
+    changes: np.ndarray
+
+
 def tile_mismatch(
     network: Network,
     pictures: Iterable[Picture],
@@ -90,23 +115,39 @@ def tile_mismatch(
     changed = moved = 0.0
     pixels = 0
     for picture in pictures:
-        inside = fitting(core, picture.size, network.stride)
-        if inside is None:
-            continue
-        by = (inside[0] // 2, inside[1] // 2) if shift is None else shift
-        tilings = [Tiling(picture.size, inside, halo, network.stride, s) for s in ((0, 0), by)]
-        for there, here in _predicted_twice(network, picture, tilings[0], tilings[1], limit):
+        for _, there, here in _compared(network, picture, core, halo, shift, limit):
             difference = np.abs(there.astype(np.float64) - here)
             changed += np.count_nonzero(there.argmax(0) != here.argmax(0))
             moved += difference.sum() / 2
             pixels += difference[0].size
     if not pixels:
-        stride = max(network.stride)
-        raise InputError(
-            "no place of these images is predicted from two tiles: they need room for two, and a "
-            f"shift of at least {stride} pixels that is no multiple of a tile"
-        )
+        raise InputError(NOTHING_TO_COMPARE.format(stride=max(network.stride)))
     return Mismatch(100 * changed / pixels, 100 * moved / pixels, pixels)
+
+
+def compared_map(
+    network: Network, picture: Picture, core: Pair, halo: Pair, shift: Pair | None
+) -> ComparedMap:
+    """A network's map of an image, and where it changes; arguments as of `tile_mismatch`.
+
+    Raises:
+        InputError: see there.
+    """
+    found = list(_compared(network, picture, core, halo, shift, None))
+    if not found:
+        raise InputError(NOTHING_TO_COMPARE.format(stride=max(network.stride)))
+    places = [place for place, _, _ in found]
+    top, left = min(place.top for place in places), min(place.left for place in places)
+    bottom = max(place.top + place.height for place in places)
+    right = max(place.left + place.width for place in places)
+    whole = Place(top, left, bottom - top, right - left)
+    classes = np.zeros((whole.height, whole.width), dtype=np.uint8)
+    changes = np.zeros(classes.shape, dtype=bool)
+    for place, there, here in found:
+        inside = _within(whole, place)[1:]
+        classes[inside] = there.argmax(0)
+        changes[inside] = there.argmax(0) != here.argmax(0)
+    return ComparedMap(network.label, network.facts, picture.read(whole), classes, changes)
 
 
 def fitting(core: Pair, size: Pair, stride: Pair) -> Pair | None:
@@ -118,10 +159,20 @@ def fitting(core: Pair, size: Pair, stride: Pair) -> Pair | None:
     return (height, width) if min(height, width) > 0 else None
 
 
-def _predicted_twice(
-    network: Network, picture: Picture, tiling: Tiling, shifted: Tiling, limit: int | None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The probabilities [classes, h, w] of shifted tiles, by other tiles and by themselves."""
+def _compared(
+    network: Network,
+    picture: Picture,
+    core: Pair,
+    halo: Pair,
+    shift: Pair | None,
+    limit: int | None,
+) -> Iterator[tuple[Place, np.ndarray, np.ndarray]]:
+    """Cores of shifted tiles; their probabilities [classes, h, w] by other tiles, by themselves."""
+    inside = fitting(core, picture.size, network.stride)
+    if inside is None:
+        return
+    by = (inside[0] // 2, inside[1] // 2) if shift is None else shift
+    tiling, shifted = (Tiling(picture.size, inside, halo, network.stride, s) for s in ((0, 0), by))
     assert tiling.core is not None
     ends = [size // core * core for size, core in zip(tiling.size, tiling.core, strict=True)]
     places = [t for t in shifted if _is_whole(t, tiling.core) and _ends_before(t.core, ends)]
@@ -146,7 +197,7 @@ def _predicted_twice(
             common = _overlap(tile.core, place.core)
             assert common is not None
             there[_within(place.core, common)] = predicted(tile)[_within(tile.core, common)]
-        yield there, here
+        yield place.core, there, here
 
 
 def _is_whole(tile: Tile, core: Pair) -> bool:
@@ -262,7 +313,10 @@ COLUMNS = (
 
 
 def lines_of(
-    runs: Sequence[Path], norms: Sequence[str], arguments: argparse.Namespace
+    runs: Sequence[Path],
+    norms: Sequence[str],
+    arguments: argparse.Namespace,
+    maps: list[ComparedMap] | None = None,
 ) -> Iterator[Line]:
     """The lines of `scripts/consistency.py`: of each run, with its own norm and with ``norms``.
 
@@ -270,6 +324,7 @@ def lines_of(
         runs: directories or exports.
         norms: to convert to, as on the command line; values with commas are several norms.
         arguments: see the script.
+        maps: gets the map of each network of the first image, with the first halo and last shift.
 
     Raises:
         InputError: a run cannot be used, there are no images, or see `tile_mismatch`.
@@ -295,6 +350,9 @@ def lines_of(
             halos = arguments.halo or [core[0] * part // 4 for part in (0, 1, 2, 4)]
             shifts = arguments.shift or [max(network.stride), None]
             yield from measure(run.name, network, pictures, core, halos, shifts, arguments.limit)
+            if maps is not None:
+                shift = None if shifts[-1] is None else (shifts[-1], shifts[-1])
+                maps.append(compared_map(network, pictures[0], core, (halos[0], halos[0]), shift))
 
 
 def _every(overrides: Sequence[str]) -> list[list[str]]:
@@ -363,25 +421,3 @@ def as_csv(lines: Sequence[Line]) -> str:
     table.writerow(COLUMNS)
     table.writerows(map(cells, lines))
     return text.getvalue()
-
-
-def draw(lines: Sequence[Line], path: Path) -> None:
-    """A chart of the tile mismatch over the halo: a panel per shift, a line per network."""
-    from matplotlib.figure import Figure
-
-    shifts = list(dict.fromkeys(line.shift for line in lines))
-    figure = Figure(figsize=(5 * len(shifts), 4), layout="constrained")
-    panels = figure.subplots(1, len(shifts), sharey=True, squeeze=False)[0]
-    networks = list(dict.fromkeys((line.run, line.norm) for line in lines))
-    for panel, shift in zip(panels, shifts, strict=True):
-        for run, norm in networks:
-            own = [x for x in lines if (x.run, x.norm, x.shift) == (run, norm, shift)]
-            values = [line.mismatch.classes for line in own]
-            label = f"{norm}, {run}" if len({n for _, n in networks}) < len(networks) else norm
-            panel.plot([line.halo for line in own], values, marker="o", label=label)
-        panel.set(title=f"shift {shift[0]} x {shift[1]}", xlabel="halo (pixels)")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylim(bottom=0)  # of all panels, once each has its lines
-    panels[0].set_ylabel("tile mismatch (% of pixels)")
-    panels[-1].legend(fontsize="small")
-    figure.savefig(path, dpi=150)
