@@ -1,4 +1,4 @@
-"""audit(): which norm layers see a window."""
+"""audit(): which norm layers are windowed."""
 
 import pytest
 import timm

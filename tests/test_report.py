@@ -151,16 +151,16 @@ def test_every_claim_has_the_paper_s_words_its_layers_and_its_command(page):
         if "LCN outperforms GN for this task" in line[0] and "table8_lcn,table8_gn" in line[0]
     ]
     assert "section 4.5, Table 8." in line
-    assert "Layers that see a window: lcn_c4_w31: training 1 of 8, evaluation 3 of 8." in line
+    assert "Windowed layers: lcn_c4_w31: training 1 of 8, evaluation 3 of 8." in line
     assert "python train.py -m experiment=table8_lcn,table8_gn data=mini seed=0,1,2,3,4,5" in line
 
 
 def test_what_is_checked_of_the_layer_is_in_the_first_section(page):
-    lines = table_of(page, "Claims of the paper, of the layer itself")
+    lines = table_of(page, "Claims of the paper about the layer itself")
     texts = [line[0] for line in lines]
     assert "With the whole map as window LCN is GN; of all channels LN, of one IN" in texts
     assert any("python scripts/claims.py window-per-point" in text for text in texts)
-    assert page.text.index("What can be told") < page.text.index("Learning curves")
+    assert page.text.index("What the results show") < page.text.index("Learning curves")
 
 
 def test_rows_of_our_own_have_a_section_with_paired_differences_and_windows(tmp_path):
@@ -204,7 +204,7 @@ def test_cost_is_compared_with_gn_and_older_results_lack_it(page):
 
 
 def test_audit_counts_windowed_layers_of_all(page):
-    lines = {line[1]: line for line in page.tables["Norm layers that see a window"][0]}
+    lines = {line[1]: line for line in page.tables["Windowed norm layers"][0]}
     assert lines["lcn_c2_w199"][0] == "4"
     assert lines["lcn_c2_w199"][-4:] == ["1 of 8", "3 of 8", "", ""]
     assert lines["gn_g16"][-4:-2] == ["0 of 8", "0 of 8"]

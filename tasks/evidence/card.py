@@ -186,7 +186,7 @@ def _metrics(run: Record, same: dict[int, FinishedRun]) -> Iterator[str]:
         yield f"| metric | seed {run.seed} |\n|---|--:|"
         for name, value in run.scores.items():
             yield f"| {metric_title(name)} | {value:.2f} |"
-        yield "\nNo run of the same settings and another seed lies beside it.\n"
+        yield "\nThere is no run with the same settings and another seed beside it.\n"
         return
     yield f"| metric | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | 95 % interval |"
     yield "|---" + "|--:" * (len(seeds) + 2) + "|"
@@ -225,9 +225,9 @@ def _settings(run: FinishedRun) -> dict[str, object] | None:
 
 
 def _norm_layers(network: "Network", run: Record) -> Iterator[str]:
-    yield "## What its norm layers see\n"
+    yield "## What its norm layers normalize over\n"
     for phase, (windowed, count) in run.windowed.items():
-        yield f"- {phase}: {windowed} of {count} norm layers see a window smaller than their map"
+        yield f"- {phase}: {windowed} of {count} norm layers have a window smaller than their map"
     yield f"- {_reach(network)}"
     mismatch = run.result.get("tile_mismatch") if isinstance(run, FinishedRun) else None
     if mismatch is not None:

@@ -205,7 +205,7 @@ def seeds_table(evidence: Evidence, page: str, task: str) -> Table | None:
 
 
 def audit_table(section: Section) -> Table | None:
-    """How many norm layers see a window, of all; for every table of the paper apart."""
+    """How many of all norm layers are windowed, separately for every table of the paper."""
     has_tables = any(section.series_by_table)
     columns = [*([Column("table")] if has_tables else []), *_names(section)]
     columns += [Column("window used")]
@@ -225,7 +225,7 @@ def audit_table(section: Section) -> Table | None:
             cells = [f"{windowed} of {all_layers}" for windowed, all_layers in counts]
             where = [f"{table or ''}"] if has_tables else []
             lines.append([*where, *_name(section, s), str(shown), *cells, *released])
-    return Table("Norm layers that see a window", columns, lines) if lines else None
+    return Table("Windowed norm layers", columns, lines) if lines else None
 
 
 def _names(section: Section) -> list[Column]:
@@ -280,7 +280,7 @@ def other_table(section: Section) -> Table:
     names = list(dict.fromkeys(name for run in section.runs for name in run.scores))
     columns = [Column("model", is_number=False), Column("norm", is_number=False)]
     columns += [Column("seed"), Column("epochs"), *(Column(metric_title(name)) for name in names)]
-    columns += [Column("run", is_number=False), Column("why of no row", is_number=False)]
+    columns += [Column("run", is_number=False), Column("why it is no row", is_number=False)]
     lines = [
         [run.model, run.label, str(run.seed), str(run.result["epochs"]),
          *(number(run.scores.get(name)) for name in names),
@@ -303,7 +303,7 @@ class ShownClaim:
         lines: per contrast what; ours, its interval, p and n; the paper's.
         p: corrected.
         needs: more seeds that a verdict would take.
-        windows: layers that see a window, a line per LCN row.
+        windows: the numbers of windowed layers, a line per LCN row.
         commands: that test it.
     """
 
@@ -350,7 +350,7 @@ def _place(section: str, table: int) -> str:
 
 
 def shown_checks(folder: Path) -> list[ShownClaim]:
-    """The claims that no runs are compared for, as ``scripts/claims.py`` last found them."""
+    """The claims tested without comparing runs, with what ``scripts/claims.py`` last found."""
     recorded = read_checks(folder)
     shown = []
     for claim in other_claims():

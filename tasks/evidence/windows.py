@@ -1,4 +1,4 @@
-"""Which norm layers see a window, of the rows that a claim is about.
+"""Which norm layers are windowed, in the rows that a claim is about.
 
 A layer whose window covers its map is GN. At the published sizes that is known without a run:
 ``python scripts/claims.py`` writes it to ``results/audit.csv``.
@@ -27,7 +27,7 @@ COLUMNS = ("experiment", "phase", "height", "width", "windowed", "windowed_relea
 
 
 class Seen(NamedTuple):
-    """Layers that see a window, by our rule and by the released layer's, and all."""
+    """Windowed layers by our rule, by the released layer's rule, and all layers."""
 
     windowed: int
     released: int | None
@@ -80,14 +80,14 @@ def windows_of(claim: Claim, evidence: Evidence, page: str) -> list[str]:
 
 
 def _counts(seen: dict[str, Seen]) -> str:
-    """The counts of the phases, and what they mean if no layer sees a window."""
+    """The counts of the phases, and what they mean if no layer is windowed."""
     counts = ", ".join(f"{phase} {seen[phase]}" for phase in PHASES if phase in seen)
     note = _gn(seen)
     return f"{counts}: {note}" if note else counts
 
 
 def _gn(seen: dict[str, Seen]) -> str:
-    """Where a row is GN because no layer sees a window; empty if some do under both rules."""
+    """Where a row is GN because no layer is windowed; empty if some are, under both rules."""
     said = []
     for rule, place in (("under either rule", 0), ("under the released rule", 1)):
         phases = [phase for phase, counts in seen.items() if counts[place] == 0]
