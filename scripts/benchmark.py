@@ -1,14 +1,14 @@
 """Time and memory of Local Context Normalization beside GroupNorm and the paper's Algorithm 1.
 
     python scripts/benchmark.py                          everything below, about fifteen minutes
-    python scripts/benchmark.py --only windowed          the headline: windows smaller than the map
+    python scripts/benchmark.py --only windowed          windows smaller than the map
     python scripts/benchmark.py --against old/benchmark.csv
 
-Every ratio compares times of one run, taken in turns on the same tensor and threads; each time is
-the smallest of the repetitions, the one least disturbed by whatever else the machine does. Freed
-memory of up to 32 MB stays with the process, so that fresh pages (which can cost several times the
-layer) are not paid for by whichever layer happens to be the one; larger tensors always pay, and
-both layers get huge pages for them where Linux has any (--small-pages: as PyTorch comes).
+The two times of a ratio are measured in turns, on the same tensor and threads. Each is the
+smallest of the repetitions, the one that other programs disturbed least. New memory pages can
+cost several times the layer. Freed memory of up to 32 MB therefore stays with the process, so
+that neither layer pays for new pages. Larger tensors always pay; both layers get huge pages for
+them where Linux has any (--small-pages: GroupNorm gets PyTorch's default pages).
 Writes benchmark.csv and benchmark.png (cost over window size) to --output.
 """
 
@@ -549,15 +549,19 @@ def main() -> None:
         help="parts to run",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batch", type=int, help="batch size for all")
-    parser.add_argument("--threads", type=int, help="threads in place of PyTorch's choice")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
-    parser.add_argument("--against", type=path_of, metavar="FILE", help="an earlier benchmark.csv")
+    parser.add_argument("--batch", type=int, help="batch size of all cases")
+    parser.add_argument("--threads", type=int, help="number of threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="seconds per measurement (default: 2)"
+    )
+    parser.add_argument(
+        "--against", type=path_of, metavar="FILE", help="an earlier benchmark.csv to compare with"
+    )
     parser.add_argument("--small-pages", action="store_true", help="no huge pages for GroupNorm")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="for --threads 1 where other programs run: the time of this process, not the clock's",
+        help="measure processor time; with --threads 1, on a machine that runs other programs",
     )
     parser.add_argument("--output", type=path_of, default=Path("benchmark"), help="folder to write")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Checks a dataset before a long training: layout, counts, sizes, label values; every file is read.
 
-Ends with the checklist of mode=plan: data, disk, memory, batch, precision. Leaves with 0 if all of
-it is as the training needs it, else with 2.
+Ends with the checklist of mode=plan: data, disk, memory, batch, precision. The exit code is 0
+if everything is as the training needs it, else 2.
 
 python scripts/check_data.py task=inria data.root=/path/to/inria --pictures pictures
 """
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="+", help="as of train.py: task=..., data.root=...")
+    parser.add_argument("overrides", nargs="+", help="as for train.py: task=..., data.root=...")
     parser.add_argument(
         "--pictures", type=path_of, metavar="DIR",
         help="write DIR/<task>.png as well: samples of every split with their labels",

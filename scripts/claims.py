@@ -1,4 +1,4 @@
-"""Checks results/claims.yaml, and what the paper says of the layer itself.
+"""Checks results/claims.yaml, and what the paper says about the layer itself.
 
 python scripts/claims.py                            the file, every check, the windowed layers
 python scripts/claims.py cost-over-window           one check
@@ -20,8 +20,12 @@ from tasks.runs.files import read_text
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"of {', '.join(CHECKS)}")
-    parser.add_argument("--paper", type=Path, help="the paper's text")
+    parser.add_argument(
+        "checks", nargs="*", metavar="CHECK", help=f"any of {', '.join(CHECKS)} (default: all)"
+    )
+    parser.add_argument(
+        "--paper", type=Path, help="text file of the paper, to compare the quotes with"
+    )
     arguments = parser.parse_args()
     try:
         unknown = [name for name in arguments.checks if name not in CHECKS]

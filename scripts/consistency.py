@@ -60,21 +60,51 @@ def is_norm(text: str) -> bool:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", metavar="RUN", nargs="+",
-                        help="a run's directory, an export, or norm=...")  # fmt: skip
-    parser.add_argument("--images", nargs="+", type=Path, metavar="INPUT",
-                        help="(default: the split that the run is scored on)")  # fmt: skip
-    parser.add_argument("--count", type=positive, default=4, help="of the split's images (4)")
-    parser.add_argument("--limit", type=positive, default=4,
-                        help="tiles compared in each image, from its middle on (4)")  # fmt: skip
-    parser.add_argument("--tile", type=positive, metavar="N",
-                        help="height and width of a core (default: the training crop)")  # fmt: skip
-    parser.add_argument("--halo", type=lengths, metavar="N,N,...",
-                        help="(default: 0, a quarter, half and all of a core)")  # fmt: skip
-    parser.add_argument("--shift", type=lengths, metavar="N,N,...",
-                        help="(default: the network's stride, and half of a core)")  # fmt: skip
-    parser.add_argument("--convert", action="store_true", help="allow norm=...")
-    parser.add_argument("--checkpoint", choices=["last"], help="of a run that has not finished")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a run's directory, an export, or norm=..."
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="images to compare (default: from the split that the run is scored on)",
+    )
+    parser.add_argument(
+        "--count", type=positive, default=4, help="images of the split (default: 4)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=4,
+        help="tiles compared per image, from its middle outwards (default: 4)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        metavar="N",
+        help="side of what a tile keeps, in pixels (default: the training crop)",
+    )
+    parser.add_argument(
+        "--halo",
+        type=lengths,
+        metavar="N,N,...",
+        help="margins of a tile, dropped (default: 0, 1/4, 1/2 and 1 times --tile)",
+    )
+    parser.add_argument(
+        "--shift",
+        type=lengths,
+        metavar="N,N,...",
+        help="shifts of the tiles (default: the network's total stride, half of --tile)",
+    )
+    parser.add_argument(
+        "--convert", action="store_true", help="use the norm given by norm=... instead of the run's"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=["last"],
+        help="use the last checkpoint of a run that has not finished",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--out", metavar="DIR", help="also write a CSV, a chart and maps there")
     return parser.parse_intermixed_args()

@@ -19,10 +19,16 @@ from tasks.prediction.export import export
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", metavar="RUN", type=path_of, help="a run's directory")
-    parser.add_argument("--out", type=path_of, required=True, help="folder that is made")
-    parser.add_argument("--onnx", action="store_true", help="also model.onnx, of any image size")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export")
-    parser.add_argument("--checkpoint", choices=["last"], help="of a run that has not finished")
+    parser.add_argument("--out", type=path_of, required=True, help="folder to write")
+    parser.add_argument(
+        "--onnx", action="store_true", help="also write model.onnx, which takes any image size"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
+    parser.add_argument(
+        "--checkpoint",
+        choices=["last"],
+        help="use the last checkpoint of a run that has not finished",
+    )
     options = parser.parse_args()
     for path in export(
         Path(options.run), options.out, model_card, checkpoint=options.checkpoint,

@@ -37,27 +37,63 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="a run's directory, or an export")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+",
-                        help="PNG, JPEG, TIFF, VRT, or a folder of them")  # fmt: skip
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="PNG, JPEG, TIFF, VRT, or a folder of them"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--halo", type=halo, default=None, metavar="auto|N",
-                        help="pixels around a core (default: the network's reach)")  # fmt: skip
-    parser.add_argument("--tile", type=positive, metavar="N",
-                        help="height and width of a core (default: 512, or the image)")  # fmt: skip
-    parser.add_argument("--blend", action="store_true",
-                        help="blend tiles that no halo makes exact (GN, LN, IN)")  # fmt: skip
-    parser.add_argument("--memory", type=amount, default=2.0, metavar="GB",
-                        help="what the tensors of a tile may take (default: 2)")  # fmt: skip
-    parser.add_argument("--bands", type=bands, metavar="1,2,3", help="in the network's order")
-    parser.add_argument("--scale", type=amount, metavar="X",
-                        help="value that becomes 1 (default: 255 or 65535)")  # fmt: skip
-    parser.add_argument("--probabilities", action="store_true", help="write them too")
-    parser.add_argument("--cog", action="store_true", help="cloud-optimized GeoTIFFs")
+    parser.add_argument(
+        "--halo",
+        type=halo,
+        default=None,
+        metavar="auto|N",
+        help="margin of a tile in pixels, dropped (default: the network's reach)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        metavar="N",
+        help="side of what a tile keeps, in pixels (default: 512, or the image)",
+    )
+    parser.add_argument(
+        "--blend",
+        action="store_true",
+        help="blend overlapping tiles where no halo is exact (GN, LN, IN)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=amount,
+        default=2.0,
+        metavar="GB",
+        help="limit for the tensors of one tile (default: 2)",
+    )
+    parser.add_argument(
+        "--bands",
+        type=bands,
+        metavar="1,2,3",
+        help="bands of the input to use, in the network's order",
+    )
+    parser.add_argument(
+        "--scale",
+        type=amount,
+        metavar="X",
+        help="input value that becomes 1 (default: 255 or 65535)",
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write them, a band per class"
+    )
+    parser.add_argument("--cog", action="store_true", help="write cloud-optimized GeoTIFFs")
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--checkpoint", choices=["last"], help="of a run that has not finished")
-    parser.add_argument("--convert", action="store_true",
-                        help="allow norm=... among the inputs (GN, LN, IN, LCN)")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint",
+        choices=["last"],
+        help="use the last checkpoint of a run that has not finished",
+    )
+    parser.add_argument(
+        "--convert",
+        action="store_true",
+        help="use the norm given by norm=... instead (GN, LN, IN, LCN)",
+    )
     arguments = parser.parse_intermixed_args()
     arguments.norm = [text for text in arguments.inputs if text.startswith(("norm=", "norm."))]
     arguments.inputs = [Path(text) for text in arguments.inputs if text not in arguments.norm]

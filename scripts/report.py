@@ -25,9 +25,15 @@ COLUMNS = 4  # metrics that a table shows side by side
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "runs", nargs="*", type=path_of, default=[Path("runs")], help="folders of runs"
+        "runs",
+        nargs="*",
+        type=path_of,
+        default=[Path("runs")],
+        help="folders of runs (default: runs)",
     )
-    parser.add_argument("--out", type=path_of, default=Path("report"), help="folder to write into")
+    parser.add_argument(
+        "--out", type=path_of, default=Path("report"), help="folder to write into (default: report)"
+    )
     arguments = parser.parse_args()
     page = arguments.out / "report.html"
     runs, damaged = finished_runs(arguments.runs)

@@ -3,7 +3,7 @@
 python scripts/runs.py runs/cityscapes
 python scripts/runs.py diff gn_g16-mini-seed0 lcn_c2_w227-mini-seed0
 python scripts/runs.py replay lcn_c2_w227-mini-seed0 --into again
-python scripts/runs.py keep runs/camvid                    without weights, into results/runs
+python scripts/runs.py keep runs/camvid                    copies it to results/runs, no weights
 """
 
 import argparse
@@ -36,16 +36,18 @@ def main() -> None:
 def list_command() -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog="python scripts/runs.py diff A B: the keys in which two runs differ; "
-        "replay RUN --into DIR: its code, and how to train it again; keep FOLDER...: what finished "
-        "runs say, without weights",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="other uses:\n"
+        "  runs.py diff A B               the settings in which two runs differ\n"
+        "  runs.py replay RUN --into DIR  a run's code, and the commands that train it again\n"
+        "  runs.py keep FOLDER...         copies finished runs, without weights, to results/runs",
     )
     parser.add_argument(
         "folders",
         nargs="*",
         type=path_of,
         default=[DEFAULT],
-        help="where to look (default: runs)",
+        help="folders to look in (default: runs)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     arguments = parser.parse_args()

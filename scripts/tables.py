@@ -26,13 +26,17 @@ from tasks.runs.record import finished_runs
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "runs", nargs="*", type=path_of, default=[Path("runs"), KEPT], help="folders of runs"
+        "runs",
+        nargs="*",
+        type=path_of,
+        default=[Path("runs"), KEPT],
+        help="folders of runs (default: runs results/runs)",
     )
     parser.add_argument("--out", type=path_of, default=Path("results"), help="folder to write into")
     pages = [*own_tasks(), *SCALES]
     parser.add_argument(
         "--missing", nargs="?", const="", choices=["", *pages], metavar="PAGE",
-        help=f"print the commands of the runs that claims still lack; of {', '.join(pages)}",
+        help=f"only print the commands of the runs that claims lack; PAGE: {', '.join(pages)}",
     )  # fmt: skip
     arguments = parser.parse_args()
     runs, damaged = finished_runs(arguments.runs)
