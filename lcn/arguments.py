@@ -10,7 +10,7 @@ BACKENDS = ("auto", "reference", "cpu", "gpu")
 
 
 def channels_of_group(num_channels: Any, channels_per_group: Any, num_groups: Any) -> int:
-    """Channels per group of a layer that was given them, or a number of groups, or neither (2).
+    """Channels per group, from that number or from a number of groups; 2 if neither is given.
 
     Raises:
         ValueError: if both are given, if one is no positive int, if it does not divide.

@@ -1,4 +1,4 @@
-"""Which norm layers of a model really see a window, and how far its results depend on pixels.
+"""Which norm layers of a model are windowed, and how far from a pixel its results depend.
 
 A window that covers the whole feature map makes Local Context Normalization a Group
 Normalization; deep in a network, and at training crops, that is the common case.
@@ -45,7 +45,7 @@ class Audit(Sequence[AuditRow]):
     """The rows of :func:`audit`; printing it gives the whole table.
 
     ``network`` says how far from a pixel of the input a result can depend; ``reach`` and
-    ``total_stride`` are its, see :class:`lcn.reach.Reach`.
+    ``total_stride`` are taken from it, see :class:`lcn.reach.Reach`.
     """
 
     def __init__(

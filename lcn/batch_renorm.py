@@ -66,7 +66,7 @@ class BatchRenorm2d(nn.BatchNorm2d):
         return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
 
     def _correction(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``r`` and ``d`` of the batch ``[C]``; then the running statistics take it in."""
+        """``r`` and ``d`` ``[C]`` of the batch; also updates the running statistics with it."""
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
         std = torch.sqrt(variance + self.eps)

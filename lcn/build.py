@@ -1,4 +1,4 @@
-"""A norm config, such as ``{"name": "lcn", "c_group": 2, "window": 227}``, -> a layer factory."""
+"""From a norm config, such as ``{"name": "lcn", "c_group": 2, "window": 227}``, to a factory."""
 
 import difflib
 import functools

@@ -33,12 +33,12 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
-# How much larger the second input is from which a stride is measured; a multiple of every stride.
+# Pixels by which the second input is larger, to measure strides; a multiple of every stride.
 _STRIDE_STEP = 512
 # Attributes that every module has; layers in these are its children.
 _OF_MODULE = frozenset(vars(nn.Module()))
 _WRAPPERS = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"})
-# Of the message that says why layers cannot be replaced.
+# Most lines of the message that says why layers cannot be replaced.
 _MOST_LINES = 9
 
 
@@ -175,7 +175,7 @@ def _described(
     layers: Mapping[str, nn.Module],
     options: Mapping[str, Any] | None,
 ) -> str:
-    """What hinders a conversion: a line per reason, and what would do for all layers."""
+    """What prevents a conversion: a line per reason, and what would work for all layers."""
     lines = ["convert_norm changed nothing, these layers cannot be replaced:"]
     for reason, names in problems.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -289,7 +289,7 @@ def _stays(layer: nn.Module, options: Mapping[str, Any] | None) -> bool:
 
 
 def _batch_norm_copy(layer: nn.Module, options: Mapping[str, Any] | None) -> nn.Module | None:
-    """A batch norm of another class with the same statistics, if this is what is asked for."""
+    """A batch norm of another class with the same statistics, if the config asks for one."""
     classes = {"bn": nn.BatchNorm2d, "sync_bn": SyncBatchNorm}
     if options is None or options["name"] not in (*classes, "brn"):
         return None
@@ -336,7 +336,7 @@ def _take_over(old: nn.Module, new: nn.Module, keep_affine: bool) -> nn.Module:
 
 
 def _finish(old: nn.Module, new: nn.Module) -> None:
-    """Move the hooks over: the same dicts, so that the handles users hold still remove them."""
+    """Moves the hooks: the same dicts, so that handles that users hold still remove them."""
     for name in _HOOKS:
         setattr(new, name, getattr(old, name))
 

@@ -107,11 +107,11 @@ class Call:
     moves_cells: bool = False  # of a view, which may flatten maps
 
     def source(self, value: Any) -> Dependence | None:
-        """What a tensor depends on; None for a constant, and for what is no tensor."""
+        """What a tensor depends on; None for a constant and for other objects."""
         return self.sources.get(id(value))
 
     def only_source(self, name: str = "self") -> Dependence:
-        """What the named argument depends on, if it is the only one that is no constant."""
+        """What the named argument depends on, if all other arguments are constants."""
         source = self.source(self.values.get(name))
         if source is None or any(other is not source for other in self.sources.values()):
             raise Unknown(f"{self.name} with computed arguments")
@@ -347,7 +347,7 @@ def _finished(
 
 
 def _period(call: Call, dependence: Dependence) -> int:
-    """The period with that of the grids that are new in a result."""
+    """The period, combined with the periods of grids that are new in a result."""
     known = {
         (source.shape[d], source.smaller[d])
         for source in call.sources.values()

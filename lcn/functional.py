@@ -105,7 +105,7 @@ def _normalize(
     rule: str,
     backend: str,
 ) -> Tensor:
-    """Picks what computes ``x`` ``[N, C, H, W]``."""
+    """Normalizes ``x`` ``[N, C, H, W]`` by the kernel that fits it."""
     has_kernel = backend != "reference" and x.device.type in ("cpu", "cuda", "meta")
     is_tracing = torch.jit.is_tracing()
     is_recorded = is_tracing or torch.compiler.is_compiling()

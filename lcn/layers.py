@@ -1,4 +1,4 @@
-"""The layers: Local Context Normalization and the two other things that go by its name."""
+"""The layers: Local Context Normalization and the two other layers of that name."""
 
 from typing import Any, ClassVar
 
@@ -115,7 +115,7 @@ class LocalContextNorm(nn.Module):
             )
 
     def __prepare_scriptable__(self) -> Any:
-        """What ``torch.jit.script`` asks a module for first."""
+        """Called first by ``torch.jit.script``: raises, because the layer cannot be scripted."""
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__}, whose kernel is no "
             "TorchScript; use torch.export, torch.compile or torch.jit.trace"

@@ -70,7 +70,7 @@ class LearnedContextNorm(LocalContextNorm):
         return self.start.to(dtype) * self.log_growth.to(dtype).exp()
 
     def current_window(self) -> tuple[float, float]:
-        """p and q of now, at least 1; the geometric mean over the groups if each has its own."""
+        """The current p and q, at least 1; the geometric mean over groups if each has its own."""
         p, q = self.real_windows().detach().clamp(min=1.0).log().mean(dim=0).exp().tolist()
         return p, q
 

@@ -67,7 +67,7 @@ def fused_modules(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether somebody's subclass of a norm layer, or one instance, has a forward of its own.
+    """Whether a subclass of a norm layer, or one instance, has a ``forward`` of its own.
 
     Those of PyTorch and timm are known: they normalize, then apply :func:`fused_modules`. A class
     that is known by its name and derives from no other norm layer normalizes too.
@@ -90,7 +90,7 @@ def named_norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def named_other_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that look like norm layers by their class name, but are of no kind known here."""
+    """Modules whose class name looks like a norm layer, but whose kind is not known here."""
     for name, module in model.named_modules():
         class_name = type(module).__name__.lower()
         looks_like_norm = "norm" in class_name or class_name.endswith(("abn", "frn"))

@@ -48,7 +48,7 @@ def local_context_norm(*inputs: Any) -> Tensor:
 
 
 def _call(operator: Any, with_autograd: Any, inputs: tuple[Any, ...]) -> Any:
-    """Past the dispatcher, which takes time, where it would find nothing else to do first."""
+    """Calls the kernel without the dispatcher, which takes time, where it is not needed."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms_are_active():
         return operator(*inputs)
     return with_autograd(*inputs)
@@ -66,7 +66,7 @@ def forward_mode_is_active() -> bool:
 
 
 def takes_plain_torch(x: Tensor, backend: str) -> bool:
-    """Whether an operator that knows the first derivative alone would not do for ``x``."""
+    """Whether ``x`` goes through plain PyTorch, because the operator alone would not do."""
     return (
         backend == "reference"
         or x.device.type not in ("cpu", "cuda", "meta")
@@ -235,7 +235,7 @@ def _backward_vmap(
     weight: Tensor | None,
     *arguments: Any,
 ) -> tuple[_Gradients, tuple[int, int, int]]:
-    """Into channels, because weight and bias have a gradient for each of the batch."""
+    """Moves the batch into channels: weight and bias have a gradient per member of the batch."""
     batch = info.batch_size
     folded = _into_channels(batch, in_dims, grad, x, weight)
     dx, dweight, dbias = _backward_operator(*folded, *arguments)

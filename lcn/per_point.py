@@ -26,7 +26,7 @@ def is_per_point(window: Any) -> bool:
 
 
 def check_windows(x: Tensor, window: Any, rule: str) -> tuple[Tensor, Tensor]:
-    """``p`` and ``q``, for ``x`` ``[N, C, H, W]``, if that is what they are.
+    """Returns ``p`` and ``q`` if they are windows for ``x`` ``[N, C, H, W]``.
 
     Raises:
         ValueError: naming which of the two is wrong, how, and what is allowed.
@@ -144,7 +144,7 @@ _backward_operator.register_fake(operator.backward_fake)
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    """In plain PyTorch, so that they have derivatives themselves."""
+    """The gradients in plain PyTorch, so that they can be differentiated again."""
     return gradients(lambda *inputs: reference(*inputs, *arguments), grad, x, weight)
 
 

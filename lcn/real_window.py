@@ -37,7 +37,7 @@ def check_window(x: Tensor, window: Tensor, channels_per_group: int, rule: str) 
 
 
 class _Bounded(torch.autograd.Function):
-    """Clamps; at a bound and beyond it, a gradient passes if it leads back inside."""
+    """Clamps; at a bound and beyond it, a gradient passes only if it leads back inside."""
 
     generate_vmap_rule = True
 
@@ -144,7 +144,7 @@ def _backward_fake(
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor | None, windows: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    """In plain PyTorch, so that they have derivatives themselves."""
+    """The gradients in plain PyTorch, so that they can be differentiated again."""
     return gradients(lambda *inputs: reference(*inputs, *arguments), grad, x, weight, windows)
 
 

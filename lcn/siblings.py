@@ -1,4 +1,4 @@
-"""Layers that a comparison with Local Context Normalization needs beside PyTorch's own."""
+"""Other norm layers to compare with, which PyTorch does not have in this form."""
 
 from typing import Any
 

@@ -1,10 +1,10 @@
-"""Where the window of a cell lies: the three readings of Local Context Normalization.
+"""Where the window of a cell lies: three rules, one per reading of the paper.
 
 Along one axis of length ``size`` and with window ``w``, cell ``i`` is normalized over
 ``[start, stop)``:
 
 centered   ``start = clamp(i - w' // 2, 0, size - w')`` with ``w' = min(w, size)``: at a border the
-           window moves inside instead of shrinking. Each axis on its own.
+           window moves inside instead of shrinking. Each axis is treated by itself.
 released   the authors' published layer, whose integral image has no zero row: one cell further,
            ``start = clamp(i - w // 2, 0, size - w - 1) + 1``; the whole map as soon as the window
            reaches the map's size on *either* axis.

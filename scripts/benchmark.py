@@ -172,7 +172,7 @@ def measure_windowed(
     part: str = "windowed",
     prepare: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> None:
-    """The headline: every window is smaller than its map."""
+    """Cases in which every window is smaller than its map."""
     ratios: dict[str, list[float]] = {"forward": [], "forward+backward": []}
     for what, c, h, w, c_group, windows in WINDOWED:
         for batch in (options.batch,) if options.batch else (1, 2):
@@ -190,7 +190,7 @@ def measure_windowed(
 
 
 def measure_channels_last(options: argparse.Namespace, table: "Table") -> None:
-    """The same in channels-last, both layers."""
+    """The same cases with both layers in channels-last."""
     measure_windowed(options, table, "channels-last", channels_last)
 
 

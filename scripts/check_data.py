@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def show_checklist(cfg: DictConfig, problems: list[str]) -> bool:
-    """Prints what the training needs besides; whether all is there, the data included."""
+    """Prints what else the training needs; returns whether all is there, the data included."""
     from tasks.runs.plan.making import make_plan  # and torch with it
 
     count = f"{len(problems)} problem{'s' * (len(problems) > 1)}, see above"
@@ -87,7 +87,7 @@ def tell(task: str, problems: list[str]) -> None:
 
 
 def splits(cfg: DictConfig) -> list[str]:
-    """Every split of the task; one of held out tiles only where tiles are held out."""
+    """Every split of the task; the split of held-out tiles only where tiles are held out."""
     names = dict.fromkeys(["train", *cfg.task.eval_splits, cfg.task.test_split])
     skipped = {None} if cfg.data.holdout else {None, cfg.task.holdout_split}
     return [name for name in names if name not in skipped]

@@ -1,4 +1,4 @@
-"""What can be said of the GPU kernels without a GPU, and how they are timed where there is one.
+"""The GPU kernels: figures that need no GPU, and timings on a GPU.
 
 Used by ``scripts/benchmark.py``: ``--only gpu-static`` compiles every kernel that a call would
 launch, for GPUs that need not be there, counts the instructions of the machine code and the bytes
@@ -102,7 +102,7 @@ def launches_of(
     rule: str = "centered",
     cache: int = 50 << 20,
 ) -> list[Launch]:
-    """Of forward and backward, for a GPU with so large a level-2 cache; nothing is computed."""
+    """Launches of forward and backward, for a level-2 cache of this size; nothing is computed."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout)
     vector = torch.empty(shape[1], device="meta")
@@ -114,7 +114,7 @@ def launches_of(
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
-    """By Triton, specialized as its own launcher would: on ones and on multiples of 16."""
+    """Compiles by Triton, specialized as its launcher does: on ones and on multiples of 16."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -150,7 +150,7 @@ class MachineCode:
 
 
 def machine_code(compiled: Any) -> MachineCode:
-    """Read with the disassembler that Triton brings along."""
+    """The machine code, read with the disassembler that Triton contains."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -204,7 +204,7 @@ class Traffic:
 
 
 def traffic(launch: Launch, cache: int) -> Traffic:
-    """Counted from the kernel as it is; see docs/gpu.md."""
+    """The traffic of a launch, counted from the kernel; see docs/gpu.md."""
     a = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.constants
     size, c, rows = a["x"].element_size(), a["per_group"], a["ROWS"]
     acc = 8 if a["x"].dtype == torch.float64 else 4

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
-# The C library reuses memory up to this size, so that the pages of larger tensors alone are
-# certain to be fresh (M_MMAP_THRESHOLD of GNU's, at most).
+# The C library may reuse memory up to this size (the largest M_MMAP_THRESHOLD of GNU's); only the
+# pages of larger tensors are certain to be new.
 _FRESH_BYTES = 32 << 20
 
 
@@ -49,12 +49,12 @@ def would_help(x: Tensor) -> bool:
 
 
 def empty_like(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """As ``torch.empty_like``, on huge pages as far as whole ones fit in."""
+    """As ``torch.empty_like``, but asks for huge pages wherever a whole one fits."""
     out = torch.empty_like(x, memory_format=memory_format)
     page = _page_bytes()
     if page:
         start = -(-out.data_ptr() // page) * page
         stop = (out.data_ptr() + out.numel() * out.itemsize) // page * page
-        if start < stop:  # advice, so that a refusal does not matter
+        if start < stop:  # only advice: it does not matter if the system refuses
             _madvise()(start, stop - start, mmap.MADV_HUGEPAGE)
     return out

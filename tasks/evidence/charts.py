@@ -1,4 +1,4 @@
-"""Charts to be looked at in a browser, drawn by plotly."""
+"""Charts for a browser, drawn by plotly."""
 
 import html
 import statistics
@@ -63,7 +63,7 @@ MOST_CLASSES = 20  # that a chart of bars shows
 
 
 def norm_color(norm: str) -> str:
-    """A norm's colour; grey of one that has none."""
+    """A norm's colour; grey for a norm without one."""
     return NORM_COLORS.get(norm, "#6b7280")
 
 
@@ -277,7 +277,7 @@ def sensitivity_chart(
 
 
 def _dressed(figure: "go.Figure", height: int) -> "go.Figure":
-    """Text, grid, legend and margins that every chart has."""
+    """The chart with the text, grid, legend and margins that all charts share."""
     below = -LEGEND_DISTANCE / (height - 120)  # in heights of the plot, of which this is about one
     fonts = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
     figure.update_layout(

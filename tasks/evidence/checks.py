@@ -92,7 +92,7 @@ def cost_of_large_windows() -> Result:
 
 
 def _times(windows: tuple[int, ...], rounds: int = 25) -> dict[int, float]:
-    """Seconds forward and backward on a map of 192 x 192, in turns, the least of the rounds."""
+    """Least seconds of forward and backward over the rounds, taken in turns, on 192 x 192 maps."""
     import torch
 
     from lcn.functional import local_context_norm
@@ -115,7 +115,7 @@ def _milliseconds(least: dict[int, float]) -> str:
 
 
 def window_per_point() -> Result:
-    """Random windows of every cell against their statistics written out in float64."""
+    """Random windows for every cell, compared with statistics written out in float64."""
     import torch
 
     from lcn.functional import local_context_norm

@@ -88,7 +88,7 @@ class Evidence:
         return {seed: score for seed, score in found.items() if score is not None}
 
     def distinct(self, page: str) -> list[FinishedRun]:
-        """Every run of a page once, also if several rows take it."""
+        """Every run of a page once, even if it counts in several rows."""
         of_rows = self.runs[page].values()
         return list({run.directory: run for runs in of_rows for run in runs.values()}.values())
 
@@ -163,7 +163,7 @@ def _why_left_out(run: FinishedRun, row: Row, evidence: Evidence) -> str | None:
 
 
 def score_of(run: FinishedRun, metric: str) -> float | None:
-    """A metric of a run, None if it has none.
+    """The value of a metric in a run; None if the run has no such metric.
 
     A score, another number of the result (``tile_mismatch``, ``class_iou.pole``) or `STEPS_TO_90`.
     """
@@ -201,7 +201,7 @@ def _is_finite(value: object) -> TypeGuard[float]:
 
 
 def _differing_settings(run: FinishedRun, row: Row, evidence: Evidence) -> str:
-    """What decides a result and is not as in the row's own command; empty if nothing.
+    """The settings that decide a result and differ from the row's own command.
 
     A key that is younger than the run has the value it has today, or the one in `BEFORE`.
     """
@@ -228,7 +228,7 @@ def _agrees(own: object, wanted: object) -> bool:
 
 
 def _is_run_of(own: object, wanted: object, run: FinishedRun, evidence: Evidence) -> bool:
-    """Whether a file of weights is that of the row that is named in its place, of the same seed."""
+    """Whether a file of weights is from the named row, with the same seed."""
     if not (isinstance(own, str) and isinstance(wanted, str)):
         return False
     page = page_of(run.task, run.data)
@@ -245,7 +245,7 @@ def _completed(own: Any, row: Any) -> Any:
 
 
 def _as_before(config: dict[str, Any], task: str) -> dict[str, Any]:
-    """A row's configuration with what its younger keys were before there was a key."""
+    """A row's configuration, in which newer keys have the values of the time before them."""
     if task not in BEFORE:
         return config
     config = plain(config)
@@ -259,7 +259,7 @@ def _as_before(config: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with what its interpolations stand for."""
+    """The configuration with its interpolations resolved."""
     if not _has_interpolation(config):  # OmegaConf takes hundreds of times as long
         return config
     return plain(OmegaConf.create({key: config[key] for key in DECISIVE}))
@@ -284,7 +284,7 @@ class RowSettings:
 
 
 def settings_of_row(row: Row, data: str) -> RowSettings:
-    """What a row's own command decides."""
+    """The settings of a row's own command."""
     return _settings_of_row(tuple(row.settings), data)
 
 

@@ -50,7 +50,7 @@ def commands_of(claim: Claim, page: str) -> list[str]:
 
 
 def _seeds(verdict: Verdict) -> int | None:
-    """Seeds to have in all; None if they are too many."""
+    """Number of seeds needed in all; None if that is too many."""
     if verdict.seeds is None or verdict.seeds > MOST_SEEDS:
         return None
     return max(verdict.seeds, verdict.n + 1)
@@ -95,7 +95,7 @@ def _trainings(evidence: Evidence, page: str, wanted: dict[str, set[int]]) -> li
 
 
 def _with_sources(wanted: dict[str, set[int]]) -> dict[str, set[int]]:
-    """The rows, those that others start from first."""
+    """The rows, in an order in which rows whose weights others start from come first."""
     found: dict[str, set[int]] = {}
     for name, seeds in wanted.items():
         for _, source in _starts(name):
@@ -106,7 +106,7 @@ def _with_sources(wanted: dict[str, set[int]]) -> dict[str, set[int]]:
 
 
 def _starts(name: str) -> list[tuple[str, str]]:
-    """The settings of a row that name another, whose weights it starts from."""
+    """The settings of a row that name another row, from whose weights it starts."""
     pairs = [setting.partition("=")[::2] for setting in name.split()[1:]]
     return [(key, value) for key, value in pairs if value in published_rows()]
 

@@ -1,4 +1,4 @@
-"""The charts of the report: which are drawn, of what, and what is said beside them."""
+"""The charts of the report: which are drawn, from which runs, and the notes beside them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -99,7 +99,7 @@ def class_colors(run: FinishedRun) -> list[tuple[str, str]]:
 
 
 def write_report(sections: list[Section], evidence: Evidence, path: Path) -> None:
-    """Writes the report: everything in it is inside the one file."""
+    """Writes the report as one file that contains everything it needs."""
     from plotly.offline import get_plotlyjs
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def write_report(sections: list[Section], evidence: Evidence, path: Path) -> Non
 
 
 def facts(runs: list[FinishedRun], sections: list[Section]) -> list[tuple[str, str]]:
-    """What the report is of: how many runs, when, of which code, on what."""
+    """The head of the report: how many runs, when, with which code, on which devices."""
     counted = sum(len(section.runs) for section in sections if section.rows is not None)
     dates = sorted(datetime.date.fromtimestamp(run.finished_at / 1e9) for run in runs)
     span = str(dates[0]) if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"

@@ -39,7 +39,7 @@ class Row:
 
     @property
     def table(self) -> int:
-        """The paper's table; 0 of a row of our own."""
+        """The number of the paper's table; 0 for a row of our own."""
         return self.published.get("table", 0)
 
     @property
@@ -78,7 +78,7 @@ class Row:
 
     @property
     def identity(self) -> tuple[str, str, dict]:
-        """What makes a run one of this row: task, model and norm."""
+        """What a run must share to belong to this row: task, model and norm."""
         return self.task, self.model, self.norm
 
 
@@ -125,7 +125,7 @@ def _rows() -> list[Row]:
 
 @functools.cache
 def own_tasks() -> list[str]:
-    """The tasks that the paper does not have, of which there are rows."""
+    """The tasks with rows that the paper does not have."""
     published = {row.task for row in published_rows().values()}
     return sorted({row.task for row in own_rows().values()} - published)
 
@@ -156,7 +156,7 @@ def page_title(page: str) -> str:
 
 
 def page_data(page: str) -> str:
-    """What ``data`` is in the commands of a page."""
+    """The value of ``data`` in the commands of a page."""
     return page if page in SCALES else page.partition("-")[2] or "full"
 
 

@@ -1,4 +1,4 @@
-"""What a report compares: runs of one task at one scale, a section each.
+"""The sections of a report: each compares runs of one task at one scale.
 
 First those of rows, published ones and our own, then, apart from them, runs of other settings or
 other data: a section per dataset.
@@ -72,7 +72,7 @@ class Section:
 
     @cached_property
     def pair(self) -> tuple[FinishedRun, FinishedRun] | None:
-        """The runs of GN and LCN whose predictions are shown, of one network and seed if can be."""
+        """A GN and an LCN run of one network, if possible of one seed, to show predictions."""
         if self.rows is None:
             candidates = [(self.runs, self.runs)]
         else:
@@ -126,7 +126,7 @@ def _series_of_others(runs: list[FinishedRun]) -> list[Series]:
 
 
 def _settings(run: FinishedRun) -> str:
-    """The same for runs that differ in nothing but the seed."""
+    """A text that is the same for runs that differ in nothing but the seed."""
     try:
         dataset = run.result.get("dataset") or ""
         settings = settings_of(run.config, dataset, run.result["total_batch"])
@@ -186,5 +186,5 @@ def _other_sections(runs: list[FinishedRun], evidence: Evidence) -> list[Section
 
 
 def _without_folders(evidence: Evidence, run: FinishedRun) -> str:
-    """Why a run is of no row, without the folders of this machine."""
+    """Why a run belongs to no row, without naming folders of this machine."""
     return re.sub(r"\S*/", "", evidence.left_out.get(run.directory, ""))

@@ -1,4 +1,4 @@
-"""Differences between runs of the same seeds, and how sure they are.
+"""Differences between runs of the same seeds, and how certain they are.
 
 Runs of one seed share initial weights and data order: they are compared in pairs. The test flips
 the sign of each difference in every possible way. If neither side is better, and differences as
@@ -53,7 +53,7 @@ class Difference:
 
 
 def paired_difference(differences: Sequence[float]) -> Difference:
-    """What at least one difference says.
+    """The statistics of one or more paired differences.
 
     Raises:
         ValueError: there is none, or one is no finite number.

@@ -125,7 +125,7 @@ def own_csv_text(evidence: Evidence, page: str, task: str) -> str:
 
 
 def _difference(evidence: Evidence, page: str, row: Row) -> Difference | None:
-    """To GN of the same seeds; None for GN itself, and without a common seed."""
+    """The difference to GN with the same seeds; None for GN itself and without a common seed."""
     gn = reference(row)
     if gn is None or gn.norm == row.norm:
         return None
@@ -138,7 +138,7 @@ def _bounds(found: Difference | None) -> list[float | None]:
 
 
 def _published_difference(row: Row) -> float | None:
-    """The paper's, to GN; None for GN itself."""
+    """The paper's difference to GN; None for GN itself."""
     gn = reference(row)
     if gn is None or gn.norm == row.norm:
         return None

@@ -1,4 +1,4 @@
-"""Whether runs bear the paper's claims out, how sure that is, and which runs are missing.
+"""Whether runs support the paper's claims, how certain that is, and which runs are missing.
 
 The rule stands at the head of ``results/claims.yaml``.
 """
@@ -84,7 +84,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs of a page say of a claim.
+    """What the runs of a page say about a claim.
 
     Attributes:
         claim: the claim.
@@ -153,7 +153,7 @@ def _examined(claim: Claim, evidence: Evidence, page: str) -> Verdict:
 
 
 def _against(findings: Iterable[Finding]) -> list[Difference]:
-    """The parts that are not as claimed."""
+    """The differences that are not as claimed."""
     return [part for finding in findings for part in finding.parts if part.mean <= 0]
 
 
@@ -236,7 +236,7 @@ def claims_text(evidence: Evidence) -> str:
 
 
 def other_claims() -> list[Claim]:
-    """The claims that no runs are compared for: computations, and what is not tested."""
+    """The claims for which no runs are compared: computed, or not tested."""
     return [claim for claim in claims() if claim.kind not in (ORDER, EQUAL)]
 
 

@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 @functools.cache
 def at_full_scale() -> dict[str, dict[str, Seen]]:
-    """By experiment and phase, at the sizes of the protocol; empty without the file."""
+    """The counts by experiment and phase, at the sizes of the protocol; empty without the file."""
     if not AUDIT_FILE.exists():
         return {}
     found: dict[str, dict[str, Seen]] = {}
@@ -52,7 +52,7 @@ def at_full_scale() -> dict[str, dict[str, Seen]]:
 
 
 def of_run(run: FinishedRun) -> dict[str, Seen]:
-    """By phase, as the run recorded it."""
+    """The counts by phase, as the run recorded them."""
     return {
         phase: Seen(windowed, run.windowed_released.get(phase), layers)
         for phase, (windowed, layers) in run.windowed.items()
@@ -115,7 +115,7 @@ def write_audit(path: Path = AUDIT_FILE) -> list[str]:
 
 
 def _audited(row: Row) -> list[tuple[str, tuple[int, int], Seen]]:
-    """Of a row at the protocol's sizes; without the evaluation where images differ in size."""
+    """The counts of a row at the protocol's sizes; no evaluation where images differ in size."""
     import torch
 
     from lcn import audit

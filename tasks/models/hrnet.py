@@ -198,7 +198,7 @@ def _transition(old_widths: list[int], new_widths: list[int]) -> nn.ModuleList:
 
 
 def _stage(architecture: Architecture, widths: list[int]) -> nn.Sequential:
-    """A stage is told by its number of branches: stage 2 has two."""
+    """A stage is identified by its number of branches: stage 2 has two."""
     num_modules = architecture.modules[len(widths) - 2]
     return nn.Sequential(
         *(MultiResolutionModule(widths, architecture.blocks) for _ in range(num_modules))

@@ -1,4 +1,4 @@
-"""What ``scripts/predict.py`` does with its inputs: one by one, the unreadable ones named."""
+"""What ``scripts/predict.py`` does: predicts its inputs one by one and names unreadable ones."""
 
 import argparse
 import csv
@@ -17,7 +17,7 @@ from tasks.runs.directory import write_atomically
 
 
 def predict_all(arguments: argparse.Namespace) -> int:
-    """Predicts every input; returns the exit code: 0, or 2 if one of them could not be.
+    """Predicts every input; returns the exit code: 0, or 2 if one could not be predicted.
 
     Raises:
         InputError: nothing can be predicted at all.
@@ -46,7 +46,7 @@ def predict_all(arguments: argparse.Namespace) -> int:
 
 
 def find_images(inputs: list[Path]) -> list[Path]:
-    """The files, and those of the folders that are images.
+    """The files among the inputs, and the images in the folders among them.
 
     Raises:
         InputError: an input does not exist or is of no format that can be read, or two of them

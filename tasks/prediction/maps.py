@@ -44,7 +44,7 @@ _WRITTEN: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What `scripts/predict.py` is told; see there."""
+    """The options of `scripts/predict.py`; see there."""
 
     halo: int | None = None
     core: int | None = None
@@ -96,7 +96,7 @@ class Source:
             )
 
     def read(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
-        """What there is of a rectangle, [h, w, bands], and which pixels have data, bool [h, w].
+        """A rectangle as far as the image has it, [h, w, bands]; where it has data, bool [h, w].
 
         Raises:
             InputError: it cannot be read.
@@ -148,8 +148,8 @@ def predict_map(
         path: of the image.
         out: folder to write into.
         options: how.
-        say: is told how the image is cut.
-        progress: is told the tiles that are done, and all.
+        say: is called with a sentence on how the image is cut.
+        progress: is called with the number of tiles done, and of all tiles.
 
     Raises:
         InputError: the image cannot be read or does not fit, or a map exists.
@@ -192,7 +192,7 @@ def predict_map(
 
 
 def _targets(source: Source, out: Path, options: Options) -> dict[str, Path]:
-    """What is written, in the order of the listing."""
+    """The files to write, in the order in which they are listed."""
     name, ending = source.path.stem, ".png" if source.picture else ".tif"
     final = {"classes": out / f"{name}_classes{ending}"}
     if source.picture:
@@ -203,7 +203,7 @@ def _targets(source: Source, out: Path, options: Options) -> dict[str, Path]:
 
 
 def _plan(network: Network, source: Source, options: Options, tiling: Tiling) -> str:
-    """All that the results follow from."""
+    """Everything that decides the results."""
     status = source.path.stat()
     weights = hashlib.sha256()
     for value in network.state_dict().values():
@@ -219,7 +219,7 @@ def _plan(network: Network, source: Source, options: Options, tiling: Tiling) ->
 
 
 def _mark_of(path: Path) -> str | None:
-    """The digest that a result keeps; None of what is no result, or does not exist."""
+    """The digest kept in a result; None if the file is no result or does not exist."""
     from PIL import Image
 
     with contextlib.suppress(OSError, rasterio.errors.RasterioError), warnings.catch_warnings():
@@ -240,7 +240,7 @@ def _predict_parts(
     tiling: Tiling,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Predicts all rows of tiles; those that other processes have begun are waited for."""
+    """Predicts all rows of tiles; waits for those that other processes have begun."""
     done, bands = 0, list(enumerate(_deciding(tiling)))
     across = tiling.weights(1) if tiling.blend else None
     for wait in (False, True):
@@ -262,7 +262,7 @@ def _predict_parts(
 
 
 def _deciding(tiling: Tiling) -> list[list[Tile]]:
-    """Rows of tiles, each tile with what is predicted of it: its core, or to blend all of it."""
+    """Rows of tiles, each tile with its predicted part: its core, or for blending all of it."""
     if not tiling.blend:
         return tiling.bands
     return [[tile.whole(tiling.size) for tile in band] for band in tiling.bands]
@@ -306,7 +306,7 @@ def _write_band(
 
 
 def _predict_part(network: Network, source: Source, options: Options, tile: Tile) -> np.ndarray:
-    """Classes or probabilities of a tile's core; without data `NODATA`, or NaN."""
+    """Classes or probabilities of a tile's core; `NODATA`, or NaN, where there is no data."""
     core = tile.core
     image, valid = source.read(tile.window)
     top, left = core.top - tile.window.top, core.left - tile.window.left

@@ -1,4 +1,4 @@
-"""Norm layers whose statistics leave out what has no data.
+"""Norm layers whose statistics leave out cells without data.
 
 Batch norms have none of their own in evaluation. LCN, GN, LN and IN take mean and variance over
 those cells of a window that have data; a cell of a coarser map has data if the pixel nearest to its
@@ -21,7 +21,7 @@ from tasks.errors import InputError
 
 @contextlib.contextmanager
 def statistics_of(network: nn.Module, known: Tensor) -> Iterator[None]:
-    """Inside, the norm layers of a network take their statistics where ``known`` [H, W] is true.
+    """A context in which norm layers take their statistics where ``known`` [H, W] is true.
 
     Raises:
         InputError: a norm layer that cannot.
@@ -50,7 +50,7 @@ def _replacing(known: Tensor) -> Any:
 
 
 def masked_norm(layer: Any, x: Tensor, known: Tensor) -> Tensor:
-    """What a norm layer gives of ``x`` [N, C, H, W] with statistics of the known cells alone."""
+    """A norm layer's result for ``x`` [N, C, H, W], with statistics over the known cells alone."""
     n, channels, height, width = x.shape
     mask = F.interpolate(known[None, None].double(), (height, width), mode="nearest-exact")[0, 0]
     per_group, window, rule = 1, (WHOLE_MAP, WHOLE_MAP), "centered"

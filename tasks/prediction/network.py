@@ -41,7 +41,7 @@ _SCALES = {"uint8": 255.0, "uint16": 65535.0}
 
 
 class Network(nn.Module):
-    """A network with all that is needed to use it, in evaluation mode.
+    """A network in evaluation mode, with everything that is needed to use it.
 
     Args:
         model: the network itself.
@@ -132,7 +132,7 @@ class Network(nn.Module):
     @cached_property
     def stride(self) -> Pair:
         """Rows and columns that tiles begin at multiples of: the total stride."""
-        for side in (256, 960, 1024):  # HRNet's is told at a multiple of it alone
+        for side in (256, 960, 1024):  # HRNet's is known only at a multiple of it
             found = self._audited((side, side)).total_stride
             if found is not None:
                 return found
@@ -235,7 +235,7 @@ def load_network(
 
 
 def _chosen_norm(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """What overrides of ``norm`` make of a run's norm.
+    """A run's norm after the overrides of ``norm``.
 
     Raises:
         InputError: there is no such norm or key, or a value is not allowed.
@@ -268,7 +268,7 @@ def _load_exported(model: nn.Module, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """How an image is cut, whether that is exact, and a sentence that says it."""
+    """How an image is cut, whether the result is exact, and a sentence that says so."""
 
     tiling: Tiling
     exact: bool
@@ -464,7 +464,7 @@ def predict_tile(
 
 
 def _classify(network: Network, image: np.ndarray, scale: float | None) -> np.ndarray:
-    """As the evaluation does: the shorter side resized, then the centre."""
+    """Classifies as the evaluation does: resizes the shorter side, then crops the centre."""
     from torchvision.transforms.v2 import functional as VF
 
     options = network.cfg.data

@@ -29,7 +29,7 @@ class Parts:
         self.folder, self._plan, self._file = folder, plan, file
 
     def path(self, number: int) -> Path:
-        """Of a part that is whole."""
+        """The path of a finished part."""
         return self.folder / f"{number:06d}.tif"
 
     @contextlib.contextmanager

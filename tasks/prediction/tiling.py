@@ -30,7 +30,7 @@ class Tile:
     core: Place
 
     def whole(self, size: Pair) -> "Tile":
-        """The same window, deciding all that it has of an image of that size."""
+        """The same window, whose core is all of it that lies in an image of that size."""
         window = self.window
         height = min(window.height, size[0] - window.top)
         width = min(window.width, size[1] - window.left)

@@ -29,7 +29,7 @@ class _OfImages(nn.Module):
 
 
 def write_onnx(network: Network, path: Path) -> str:
-    """Writes the file; returns what was compared, as a sentence.
+    """Writes the file; returns a sentence on what was compared.
 
     Raises:
         InputError: a package is missing, the network cannot be expressed in ONNX, or the file does
@@ -64,7 +64,7 @@ def write_onnx(network: Network, path: Path) -> str:
 
 
 def _sizes(network: Network) -> tuple[Pair, Pair]:
-    """Two sizes of images, of other shapes, the second about the training crop's."""
+    """Two image sizes of different shape, the second about that of the training crop."""
     (rows, columns), crop = network.stride, network.cfg.data.crop
     first = round_up(64, rows), round_up(64, columns) + columns
     return first, (round_up(crop[0], rows) + rows, round_up(crop[1], columns))

@@ -1,1 +1,1 @@
-"""Runs: their directories, what happens in one, and the reader of what they leave."""
+"""Runs: their directories, their training, and the reader of finished ones."""

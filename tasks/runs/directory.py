@@ -4,7 +4,7 @@ config.yaml         the resolved configuration
 provenance.json     the commit, the command; beside it diff.patch and requirements.txt
 train.log           what the console said
 metrics.csv         a line per epoch
-audit.csv           a line per norm layer: does it see a window, in training and in evaluation
+audit.csv           a line per norm layer: is it windowed, in training and in evaluation
 last.ckpt           the last checkpoint
 result.json         written when the run has finished, and only then
 """

@@ -1,4 +1,4 @@
-"""Reads files that anything may have damaged: bounded, as UTF-8, with one message of what is wrong.
+"""Reads files that may be damaged: with a size limit, as UTF-8, and one message for an error.
 
 Plain values come out: dicts, lists, text, numbers, booleans and None. A file that is cut, has bytes
 that are no text, unfolds without end or is no file at all is an InputError, never a hang.

@@ -1,4 +1,4 @@
-"""From the command line to runs: what each one came to, a sweep's summary, exit codes.
+"""From the command line to runs: how each one ended, a sweep's summary, exit codes.
 
 Nothing here imports torch, so that a mistake is answered at once.
 """
@@ -33,7 +33,7 @@ OK, FAILED, USER_ERROR, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
 
 @dataclass
 class Ending:
-    """What one run of a sweep came to, as the file in the sweep's folder that tells of it.
+    """How one run of a sweep ended, as a file in the sweep's folder records it.
 
     Attributes:
         overrides: of the configuration, as the sweep gives them to this run.

@@ -1,4 +1,4 @@
-"""Reads the directories of runs: what all who look at runs know of them. Nothing imports torch.
+"""Reads the directories of runs, for every command that shows them. Nothing imports torch.
 
 A run with a damaged file is an InputError that names the file; `read_each` goes on with the others.
 """
@@ -49,13 +49,13 @@ WRITTEN = {".lock", "metrics.csv", "audit.csv", "train.log", "last.ckpt", "resul
 
 @dataclass(eq=False, repr=False)
 class Record:
-    """A run as its directory tells it.
+    """A run as its directory describes it.
 
     Attributes:
         directory: of the run.
         config: its configuration, plain dicts and lists.
         metrics: the columns of ``metrics.csv``: a number per epoch, None where there is none.
-        windowed: norm layers that see a window, and all, by phase; empty without an ``audit.csv``.
+        windowed: windowed norm layers, and all, by phase; empty without an ``audit.csv``.
         windowed_released: those that would see one under the released layer's rule, by phase.
         windows: windows that are learned, by layer: (epoch, p, q); empty for other norms.
     """
@@ -73,7 +73,7 @@ class Record:
 
     @property
     def kind(self) -> str | None:
-        """Of task: segmentation, classification or detection."""
+        """The kind of the task: segmentation, classification or detection."""
         return self.config["task"].get("kind")
 
     @property

@@ -59,7 +59,7 @@ def last_start(run: Path) -> tuple[Start, int]:
 
 
 def _start_of_result(run: Path) -> Start:
-    """What a run says that was made before there was a ``provenance.json``."""
+    """The start of a run from before there was a ``provenance.json``, from its ``result.json``."""
     path = run / "result.json"
     try:
         result = json.loads(path.read_bytes())

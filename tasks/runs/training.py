@@ -179,7 +179,7 @@ def quiet_lightning() -> None:
 
 
 def describe(cfg: DictConfig, run: Run, model: nn.Module, datasets: Datasets) -> None:
-    """Logs what is about to be trained, and which norm layers will see a window."""
+    """Logs what is about to be trained, and how many norm layers are windowed."""
     if run.is_first_process:
         run.write_config()
         note_start(run)
@@ -267,7 +267,7 @@ def evaluation_size(cfg: DictConfig, eval_set: Dataset) -> tuple[int, int]:
 
 
 def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) -> None:
-    """Logs how many norm layers see a window, and writes ``audit.csv`` with a line per layer."""
+    """Logs how many norm layers are windowed, and writes ``audit.csv`` with a line per layer."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     columns = ("name", "kind", "channels", "height", "width", "window", "windowed")
@@ -309,7 +309,7 @@ def bound_windows(cfg: DictConfig, model: nn.Module) -> None:
 
 @dataclass
 class Outcome:
-    """What a training came to: scores in percent, their breakdown by class, files written.
+    """The outcome of a training: scores in percent, scores by class, files written.
 
     A split whose labels are not public has no scores: its predictions are written as the benchmark
     wants them submitted.

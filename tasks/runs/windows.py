@@ -1,4 +1,4 @@
-"""Runs of norm=lcn_learned: where windows start, what is written of them, what they come to."""
+"""Runs of norm=lcn_learned: where windows start, their history, the fixed norm at the end."""
 
 import csv
 import io

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.runs.plan.cards import GIB, RESERVED, USABLE
 
 SIZES = (16, 24, 40, 80)
-"""GB of the cards whose largest batch is told."""
+"""GB of the cards whose largest batch the plan gives."""
 
 
 @dataclass
@@ -151,7 +151,7 @@ def checklist(checks: Sequence[Check]) -> str:
 
 
 def table(plans: Sequence[Plan]) -> str:
-    """A row for each plan, and what any of them lacks."""
+    """A row for each plan, then a line for each thing that a plan lacks."""
     header = (
         "run", "params", "batch", "steps", "FLOPs/step", "FLOPs", "GiB",
         *(f"in {size} GB" for size in SIZES), "step", "hours", "device-hours", "missing",

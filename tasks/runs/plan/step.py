@@ -215,7 +215,7 @@ def random_batch(cfg: DictConfig, batch_size: int, device: torch.device) -> dict
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[object]:
-    """What Lightning runs the forward pass in."""
+    """The context in which Lightning runs the forward pass."""
     dtypes = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
     return torch.autocast(device, dtypes[precision]) if precision in dtypes else nullcontext()
 
@@ -241,7 +241,7 @@ def _is_batch_norm(layer: nn.Module) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No word about weights that are not loaded, nor from fake tensors before they raise."""
+    """Silences messages: on weights that are not loaded, of fake tensors before they raise."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     silenced = log.disabled
     try:
