@@ -13,7 +13,7 @@ from tasks.protocol import accumulated_batches, check_facts
 from tasks.runs import launch
 from tasks.runs.directory import Run
 from tasks.runs.plan.plan import Plan
-from tasks.schema import check_config
+from tasks.schema import check_config, names_weights
 
 
 @hydra.main(str(Path(__file__).parent / "configs"), "train", version_base="1.3")
@@ -26,10 +26,11 @@ def train(cfg: DictConfig) -> Run | Plan | None:
         from tasks.runs.plan.making import make_plan
 
         return make_plan(cfg)
-    if cfg.data.name == "mini" and not exists_for_task(cfg.task.name, cfg.data.root):
+    generates = cfg.data.name == "mini" and not exists_for_task(cfg.task.name, cfg.data.root)
+    if generates or names_weights(cfg):
         from tasks.models import check_network
 
-        check_network(cfg)  # before a miniature is generated, which takes longer
+        check_network(cfg)  # before data are generated or opened, which takes longer
     datasets = open_datasets(cfg)
     cfg = with_classes(cfg, datasets)
 

@@ -38,6 +38,8 @@ def run_identity(cfg: DictConfig | dict, dataset: str, total_batch: int) -> dict
     model = task["model"]
     for key in ("kind", "batch_size", "mini"):
         model.pop(key, None)
+    if model.get("pretrained") is None and not model["name"].startswith("hrnet"):
+        model.pop("pretrained", None)  # HRNets alone had the key from the beginning
     for settings, key in ((model, "pretrained"), (task, "backbone_checkpoint")):
         if key in settings:
             settings[key] = file_digest(settings[key])

@@ -391,6 +391,11 @@ def _check_together(cfg: DictConfig) -> None:
             continue  # a name, not a file
         if path is not None and not Path(path).expanduser().is_file():
             raise InputError(f"{key}={path}: there is no such file")
+    if None not in (task.model.get("pretrained"), task.get("backbone_checkpoint")):
+        raise InputError(
+            "task.model.pretrained and task.backbone_checkpoint: give one of the two; the first "
+            "is the whole network, its backbone included"
+        )
     bands = len(task.bands)
     if (task.mean is None) != (task.std is None):
         raise InputError("task.mean and task.std: set both, or null both")
@@ -416,6 +421,12 @@ def _check_together(cfg: DictConfig) -> None:
             f"trainer.devices={cfg.trainer.devices}: numbers of GPUs, but trainer.accelerator=cpu; "
             "give how many processes, such as trainer.devices=2"
         )
+
+
+def names_weights(cfg: DictConfig) -> bool:
+    """Whether the network starts from weights of a file, or of timm."""
+    given = cfg.task.model.get("pretrained"), cfg.task.get("backbone_checkpoint")
+    return any(path is not None for path in given)
 
 
 def _check_settings(key: str, given: DictConfig, known: dict[str, set[str]], needed: bool) -> None:

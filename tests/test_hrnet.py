@@ -12,8 +12,8 @@ from timm.models.hrnet import HighResolutionNet, cfg_cls
 from torch import nn
 
 from tasks.errors import InputError
-from tasks.models import hrnet
-from tasks.models.checkpoint import load_imagenet_weights
+from tasks.models import STARTS, hrnet
+from tasks.models.checkpoint import load_pretrained
 from tasks.models.hrnet import ARCHITECTURES, hrnetv2
 
 SMALL = "hrnetv2_w18_small_v1"
@@ -308,13 +308,12 @@ def test_imagenet_weights_are_loaded(tmp_path, wrap, norms):
     if norms == "group":
         replace_norms(model)
     before = copy.deepcopy(model.state_dict())
-    keys = load_imagenet_weights(model, path)
+    note = load_pretrained(model, str(path), SMALL, *STARTS[SMALL])
     after = model.state_dict()
-    assert set(keys.used) == {k for k in after if not k.startswith("last_layer.")}
-    assert set(keys.missing) == {k for k in after if k.startswith("last_layer.")}
-    assert set(keys.unused) == set(classifier) - set(keys.used)
-    assert all(torch.equal(after[k], classifier[k]) for k in keys.used)
-    assert all(torch.equal(after[k], before[k]) for k in keys.missing)
+    head = {k for k in after if k.startswith("last_layer.")}
+    assert f"{len(after) - len(head)} of {len(after)} weights" in note
+    assert all(torch.equal(after[k], classifier[k]) for k in after.keys() - head)
+    assert all(torch.equal(after[k], before[k]) for k in head)
 
 
 def test_imagenet_weights_of_before_batch_counters_are_loaded(tmp_path):
@@ -323,9 +322,11 @@ def test_imagenet_weights_of_before_batch_counters_are_loaded(tmp_path):
     old = {k: v for k, v in classifier.items() if not k.endswith("num_batches_tracked")}
     path = tmp_path / "hrnet.pth"
     torch.save(old, path, _use_new_zipfile_serialization=False)
-    keys = load_imagenet_weights(hrnetv2(SMALL, 19), path)
-    assert sum(key.endswith("num_batches_tracked") for key in keys.missing) == 72
-    assert "stage4.0.fuse_layers.0.3.0.weight" in keys.used
+    model = hrnetv2(SMALL, 19)
+    note = load_pretrained(model, str(path), SMALL, *STARTS[SMALL])
+    assert f": {426 - 71} of {len(model.state_dict())} weights" in note  # one norm is the head's
+    key = "stage4.0.fuse_layers.0.3.0.weight"
+    assert torch.equal(model.state_dict()[key], old[key])
 
 
 def test_imagenet_weights_in_safetensors_are_loaded(tmp_path):
@@ -333,7 +334,7 @@ def test_imagenet_weights_in_safetensors_are_loaded(tmp_path):
     path = tmp_path / "hrnet.safetensors"
     safetensors.torch.save_file(classifier, path)
     model = hrnetv2(SMALL, 19)
-    load_imagenet_weights(model, path)
+    load_pretrained(model, str(path), SMALL, *STARTS[SMALL])
     assert torch.equal(model.conv1.weight, classifier["conv1.weight"])
 
 
@@ -352,10 +353,13 @@ def deeper():
 @pytest.mark.parametrize(
     ("state", "complaint"),
     [
-        (lambda: timm.create_model("resnet18").state_dict(), "is missing"),
-        (lambda: timm.create_model("hrnet_w18_small_v2").state_dict(), r"is missing|is \["),
-        (truncated_w48, r"is missing|is \["),
-        (deeper, r"stage3\.1\.branches\.0\.0\.conv1\.weight has no place"),
+        (lambda: timm.create_model("resnet18").state_dict(), r"\d of its 426 weights match"),
+        (lambda: timm.create_model("hrnet_w18_small_v2").state_dict(), " of its 426 weights match"),
+        (truncated_w48, " of its 426 weights match, first"),
+        (
+            deeper,
+            r" 426 of its 426 .* stage3\.1\.branches\.0\.0\.conv1\.weight: .*, not there here",
+        ),
         (dict, "has no weights"),
         (lambda: [1, 2], "has no weights"),
     ],
@@ -366,12 +370,12 @@ def test_the_weights_of_another_model_are_refused(tmp_path, state, complaint):
     torch.save(state(), path)
     model = hrnetv2(SMALL, 19)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises((ValueError, InputError), match=complaint) as error:
-        load_imagenet_weights(model, path)
+    with pytest.raises(InputError, match=complaint) as error:
+        load_pretrained(model, str(path), SMALL, *STARTS[SMALL])
     assert "other.pth" in str(error.value)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_a_missing_weights_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.pth"):
-        load_imagenet_weights(hrnetv2(SMALL, 19), tmp_path / "nowhere.pth")
+        load_pretrained(hrnetv2(SMALL, 19), str(tmp_path / "nowhere.pth"), SMALL, *STARTS[SMALL])

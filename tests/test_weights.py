@@ -8,14 +8,17 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torchvision.models import resnet50
+from torchvision.models import resnet18, resnet34, resnet50
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
+from tasks.config import compose, options
 from tasks.errors import InputError
-from tasks.models.checkpoint import load_backbone, load_imagenet_weights, load_weights
+from tasks.models import STARTS, build_model, check_network
+from tasks.models.checkpoint import load_backbone, load_pretrained, load_weights
 from tasks.models.hrnet import hrnetv2
 from tasks.models.mask_rcnn import mask_rcnn
 from tasks.models.weights import read_weights, unwrapped
+from tasks.schema import check_config
 
 SMALL = "hrnetv2_w18_small_v1"
 GN, BN = {"name": "gn", "groups": 32}, {"name": "bn"}
@@ -93,8 +96,8 @@ def test_every_backbone_key_of_official_imagenet_files_is_used(tmp_path, prefix)
     classifier = timm.create_model("hrnet_w18_small").state_dict()
     content = {"state_dict": prefixed(prefix, classifier), "best": np.float32(1)}
     torch.save(content, tmp_path / "c.pth")
-    keys = load_imagenet_weights(hrnetv2(SMALL, 19), tmp_path / "c.pth")
-    assert len(keys.used) == 426  # counted in the official file for W18-Small-v1
+    note = load_pretrained(hrnetv2(SMALL, 19), str(tmp_path / "c.pth"), SMALL, *STARTS[SMALL])
+    assert ": 426 of 435 weights" in note  # 426: counted in the official file for W18-Small-v1
 
 
 class Malicious:
@@ -206,13 +209,27 @@ def test_a_backbone_of_torchvision_or_timm_is_taken(tmp_path, maker):
         load_backbone(model, str(tmp_path / "resnet50.pth"), GN)
 
 
+def of_torchvision_0_3(weights):
+    """With the keys of the published file, which torchvision itself still renames on loading."""
+    new = [f"backbone.fpn.{kind}_blocks.{i}" for kind in ("inner", "layer") for i in range(4)]
+    old_names = {f"{name}.0": name for name in new} | {"rpn.head.conv.0.0": "rpn.head.conv"}
+    old_names |= {f"roi_heads.mask_head.{i}.0": f"roi_heads.mask_head.mask_fcn{i + 1}"
+                  for i in range(4)}  # fmt: skip
+    named = {}
+    for key, value in weights.items():
+        layer, _, part = key.rpartition(".")
+        named[f"{old_names.get(layer, layer)}.{part}"] = value
+    assert len(weights.keys() - named.keys()) == 2 * len(old_names)
+    return named
+
+
 def test_torchvision_s_mask_r_cnn_gives_the_outputs_of_the_categories_that_are_used(tmp_path):
     """It has 91 outputs, one for each number up to the highest category's; COCO uses 80."""
     ids = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
     assert len(ids) == 80
     torch.manual_seed(3)
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
-    torch.save(theirs.state_dict(), tmp_path / "maskrcnn.pth")
+    torch.save(of_torchvision_0_3(theirs.state_dict()), tmp_path / "maskrcnn.pth")
     ours = mask_rcnn("mask_rcnn_r50_fpn", 80, BN, pretrained=False).eval()
     load_weights(ours, str(tmp_path / "maskrcnn.pth"), BN, ids)
     features = torch.randn(2, 1024)
@@ -228,3 +245,115 @@ def test_torchvision_s_mask_r_cnn_gives_the_outputs_of_the_categories_that_are_u
         ours.roi_heads.mask_predictor.mask_fcn_logits.weight[80],
         theirs.roi_heads.mask_predictor.mask_fcn_logits.weight[90],
     )
+
+
+def small(model: str, *overrides: str):
+    """The configuration of a small network of each file in configs/task/model."""
+    task = {
+        "unet_slim": "chesapeake",
+        "unet_large": "chesapeake",
+        "resnet50": "imagenet",
+        "mask_rcnn_r50_fpn": "coco",
+    }.get(model, "cityscapes" if "hrnet" in model else "inria")
+    sizes = ["data.resize=[64,96]"] if task == "coco" else ["data.crop=[64,64]"]
+    classes = ["task.num_classes=3", "task.outputs=3"] if task in ("coco", "imagenet") else []
+    if model == "unet_duke":
+        sizes = ["data.crop=[204,204]"]
+    if model == "smp":
+        classes += ["task.model.encoder=resnet18"]
+    return compose([f"task={task}", f"task/model={model}", "norm=bn", "data.width=0.125",
+                    "data.batch_size=2", *sizes, *classes, *overrides])  # fmt: skip
+
+
+def test_every_network_has_the_key():
+    assert STARTS.keys() == set(options("task/model"))
+    for model in STARTS:
+        assert small(model).task.model.pretrained is None
+
+
+@pytest.mark.parametrize("model", [name for name in STARTS if name != "hrnetv2_w48"])
+def test_every_network_starts_from_an_own_checkpoint_all_but_its_last_layers(tmp_path, model):
+    path = tmp_path / "last.ckpt"
+    torch.manual_seed(1)
+    before = build_model(small(model)).state_dict()
+    torch.save({"state_dict": prefixed("model.", before), "norm": BN, "epoch": 1}, path)
+    torch.manual_seed(2)
+    started = build_model(small(model, f"task.model.pretrained={path}"))
+    differs = {key for key, value in started.state_dict().items()
+               if not torch.equal(value, before[key]) and key.endswith("weight")}  # fmt: skip
+    assert differs
+    heads = (*STARTS[model].head, *(f"model.{head}" for head in STARTS[model].head))
+    assert all(key.startswith(heads) for key in differs)
+    assert f"of {len(started.state_dict())} weights" in started.notes[0]
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ("hrnetv2_w18_small_v1", "HRNet's own file, or one of timm"),
+    ("resnet50", r"a file of timm \(timm:resnet50_gn.a1h_in1k\), torchvision or Detectron"),
+    ("unet", "no public weights of this network are known"),
+    ("smp", "or weights of the encoder alone"),
+    ("mask_rcnn_r50_fpn", "with norm=bn torchvision's file; a ResNet-50 is task.backbone"),
+])  # fmt: skip
+def test_a_wrong_file_is_refused_before_data_with_what_matched_and_what_can_be_given(
+    tmp_path, model, message
+):
+    torch.save({"conv1.weight": torch.zeros(64, 4, 7, 7)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=rf": 0 of its \d+ weights match, first .*{message}"):
+        check_network(small(model, f"task.model.pretrained={tmp_path / 'w.pth'}"))
+
+
+def test_a_wrong_file_generates_no_miniature(tmp_path, train):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "w.pth")
+    done = train("task=coco", "norm=gn", "data=mini", f"data.root={tmp_path / 'm'}",
+                 f"task.backbone_checkpoint={tmp_path / 'w.pth'}")  # fmt: skip
+    assert done.returncode == 2
+    assert re.search(r"w.pth is not of a ResNet-50: 0 of its \d+ weights match", done.stderr)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(("norm", "write"), [
+    ("bn", lambda path: torch.save(resnet50().state_dict(), path)),
+    ("gn", lambda path: path.write_bytes(pickle.dumps({"blobs": detectron("gn")}, 2))),
+    ("lcn", lambda path: torch.save(timm.create_model("resnet50_gn").state_dict(), path)),
+])  # fmt: skip
+def test_a_classifier_starts_from_files_of_torchvision_timm_and_detectron(tmp_path, norm, write):
+    path = tmp_path / ("w.pkl" if norm == "gn" else "w.pth")
+    write(path)
+    model = build_model(small("resnet50", f"norm={norm}", f"task.model.pretrained={path}"))
+    given = read_weights(str(path))
+    assert torch.equal(model.layer3[5].conv2.weight, given["layer3.5.conv2.weight"])
+    assert torch.equal(model.layer4[0].downsample[1].bias, given["layer4.0.downsample.1.bias"])
+    assert model.fc.out_features == 3
+
+
+def test_an_encoder_starts_from_torchvision_s_classifier_and_only_from_its_own(tmp_path):
+    given = resnet18().state_dict()
+    torch.save(given, tmp_path / "w.pth")
+    source = f"task.model.pretrained={tmp_path / 'w.pth'}"
+    network = build_model(small("smp", source))
+    encoder = network.model.encoder.state_dict()
+    assert all(torch.equal(value, given[key]) for key, value in encoder.items())
+    with pytest.raises(InputError, match=r"is not of the encoder of smp.*layer1\S+"):
+        build_model(small("smp", source, "task.model.encoder=resnet34"))
+    torch.save(resnet34().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r": 120 of its 120 weights match.*not there here"):
+        build_model(small("smp", source))
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "w.pth")
+    network = build_model(small("smp", source, "task.model.encoder=tu-resnet18"))
+    assert f"of {len(network.state_dict())} weights" in network.notes[0]
+
+
+def test_a_detector_starts_from_torchvision_s_and_is_frozen_as_from_a_backbone(tmp_path):
+    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    torch.save(of_torchvision_0_3(theirs), tmp_path / "w.pth")
+    source = f"task.model.pretrained={tmp_path / 'w.pth'}"
+    model = build_model(small("mask_rcnn_r50_fpn", source, "data.width=1.0"))
+    ours = model.state_dict()
+    for key in ("backbone.fpn.layer_blocks.3.0.weight", "rpn.head.conv.0.0.bias",
+                "roi_heads.mask_head.2.0.weight", "roi_heads.box_head.fc7.weight"):  # fmt: skip
+        assert torch.equal(ours[key], theirs[key])
+    assert not model.backbone.body.layer1[0].conv1.weight.requires_grad
+    with pytest.raises(InputError, match="give one of the two"):
+        check_config(
+            compose(["task=coco", source, f"task.backbone_checkpoint={tmp_path / 'w.pth'}"])
+        )

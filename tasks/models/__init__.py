@@ -1,8 +1,9 @@
 """From a configuration to a network whose norm layers are the ones asked for."""
 
 import copy
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -11,7 +12,7 @@ from torch import nn
 from lcn import convert_norm
 from tasks.config import plain
 from tasks.errors import InputError
-from tasks.models.checkpoint import load_backbone, load_imagenet_weights
+from tasks.models.checkpoint import load_backbone, load_pretrained
 from tasks.models.hrnet import hrnetv2
 from tasks.models.mask_rcnn import mask_rcnn
 from tasks.models.unet import UNet
@@ -38,20 +39,18 @@ def build_model(cfg: DictConfig, read_weights: bool = True) -> nn.Module:
             return _mask_rcnn(cfg, norm, read_weights)
         if name not in NETWORKS:
             raise ValueError(f"task.model.name={name}: no such network")
+        model = NETWORKS[name](cfg)
+        notes = _pretrained(cfg, model) if read_weights else []
         input_shape = (1, len(cfg.task.bands), *cfg.data.crop)
-        if not read_weights and cfg.task.model.get("pretrained") is not None:
-            cfg = copy.deepcopy(cfg)
-            cfg.task.model.pretrained = None
-        return convert_norm(NETWORKS[name](cfg), norm, input_shape=input_shape)
+        model = convert_norm(model, norm, input_shape=input_shape)
+        model.notes = notes  # type: ignore[assignment]  # a list is no module
+        return model
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
 def _hrnet(cfg: DictConfig) -> nn.Module:
-    model = hrnetv2(cfg.task.model.name, cfg.task.outputs, len(cfg.task.bands))
-    if cfg.task.model.pretrained is not None:
-        load_imagenet_weights(model, cfg.task.model.pretrained)
-    return model
+    return hrnetv2(cfg.task.model.name, cfg.task.outputs, len(cfg.task.bands))
 
 
 def _resnet50(cfg: DictConfig) -> nn.Module:
@@ -100,13 +99,58 @@ NETWORKS: dict[str, Callable[[DictConfig], nn.Module]] = {
 """What makes each network, by ``task.model.name``, with norm layers that are then replaced."""
 
 
+class Start(NamedTuple):
+    """What ``task.model.pretrained`` is for a network.
+
+    Attributes:
+        head: beginnings of the keys of the last layers, which are never taken.
+        takes: what can be given, in words.
+    """
+
+    head: tuple[str, ...]
+    takes: str
+
+
+OWN = "a checkpoint of a run with this task/model"
+HRNET = Start(("last_layer.",), f"{OWN}, HRNet's own file, or one of timm (timm:hrnet_w18_small)")
+UNET = Start(("head.",), f"{OWN}: no public weights of this network are known")
+STARTS = {
+    "hrnetv2_w18_small_v1": HRNET,
+    "hrnetv2_w48": HRNET._replace(takes=HRNET.takes.replace("w18_small", "w48")),
+    "resnet50": Start(
+        ("fc.",),
+        f"{OWN}, or a file of timm (timm:resnet50_gn.a1h_in1k), torchvision or Detectron",
+    ),
+    "unet": UNET,
+    "unet_duke": UNET,
+    "unet_large": UNET,
+    "unet_slim": UNET,
+    "smp": Start(
+        ("segmentation_head.",),
+        f"{OWN}, arch and encoder, or weights of the encoder alone, for images of three bands: a "
+        "file of torchvision or timm, or timm:NAME",
+    ),
+    "mask_rcnn_r50_fpn": Start(
+        ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
+        f"{OWN}, or with norm=bn torchvision's file; a ResNet-50 is task.backbone_checkpoint",
+    ),
+}
+"""By ``task.model.name``."""
+
+
+def _pretrained(cfg: DictConfig, model: nn.Module) -> list[str]:
+    """Loads ``task.model.pretrained``, if it is given; what to say of it."""
+    name, source = cfg.task.model.name, cfg.task.model.get("pretrained")
+    return [] if source is None else [load_pretrained(model, source, name, *STARTS[name])]
+
+
 def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any], read_weights: bool) -> nn.Module:
-    path = cfg.task.backbone_checkpoint
+    path, whole = cfg.task.backbone_checkpoint, cfg.task.model.get("pretrained")
     model = mask_rcnn(
         cfg.task.model.name,
         cfg.task.num_classes,
         norm,
-        pretrained=path is not None,
+        pretrained=path is not None or whole is not None,
         resize=tuple(cfg.data.resize),
         width=cfg.data.width,
         sampling=plain(cfg.data.sampling) if cfg.data.sampling else None,
@@ -114,16 +158,18 @@ def _mask_rcnn(cfg: DictConfig, norm: dict[str, Any], read_weights: bool) -> nn.
     )
     if not read_weights:
         return model
-    model.notes = [
-        "backbone from scratch (no task.backbone_checkpoint)"
-        if path is None
-        else load_backbone(model, path, norm)
-    ]
+    if path is not None:
+        model.notes = [load_backbone(model, path, norm)]
+    else:
+        scratch = "backbone from scratch (no task.backbone_checkpoint)"
+        model.notes = _pretrained(cfg, model) or [scratch]
     return model
 
 
 def check_network(cfg: DictConfig) -> None:
-    """Builds the network without weights, for what follows from the configuration alone.
+    """Builds the network without values, for what follows from the configuration alone.
+
+    Files of initial weights are read, and compared with it.
 
     Raises:
         InputError: see `build_model` and `check_training_size`.
@@ -131,8 +177,9 @@ def check_network(cfg: DictConfig) -> None:
     cfg = copy.deepcopy(cfg)
     if cfg.task.num_classes is None:  # left to the dataset; any number does
         cfg.task.num_classes = cfg.task.outputs = 2
-    with torch.device("meta"):
-        model = build_model(cfg, read_weights=False)
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # no values are copied
+        model = build_model(cfg)
     check_training_size(model, cfg)
 
 

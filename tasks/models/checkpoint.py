@@ -1,17 +1,15 @@
 """Reads files of weights and loads them into networks."""
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from tasks.errors import InputError
-from tasks.models.hrnet import HRNetV2
-from tasks.models.weights import norm_in, read_weights, verify_archive
+from tasks.models.weights import norm_in, read_weights, unwrapped, verify_archive
 
 
 def load_weights(
@@ -103,7 +101,7 @@ def _load_others(model: nn.Module, path: str, category_ids: Sequence[int] | None
     Raises:
         InputError: it lacks one, has one more, or has one of another shape.
     """
-    weights, own = read_weights(path), model.state_dict()
+    weights, own = read_weights(path), unwrapped(model.state_dict())
     if category_ids is not None:
         weights = of_categories(weights, category_ids)
     counters = {key for key in own if key.endswith("num_batches_tracked")}  # old files have none
@@ -111,15 +109,12 @@ def _load_others(model: nn.Module, path: str, category_ids: Sequence[int] | None
     wrong += [k for k in own.keys() & weights.keys() if weights[k].shape != own[k].shape]
     wrong += [k for k in weights if k not in own and not k.endswith("num_batches_tracked")]
     if wrong:
-        key = min(wrong)
-        here, there = (
-            str(list(part[key].shape)) if key in part else "not there" for part in (own, weights)
-        )
         raise InputError(
             f"{path} is not of this network: {len(wrong)} of {len(own)} weights differ, first "
-            f"{key}: {there} in the file, {here} here; official files have BN: norm=bn"
+            f"{_difference(min(wrong), weights, own)}; official files have BN: norm=bn"
         )
-    model.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
+    for key in own.keys() & weights.keys():
+        own[key].copy_(weights[key])
 
 
 def of_categories(weights: dict[str, Tensor], category_ids: Sequence[int]) -> dict[str, Tensor]:
@@ -183,55 +178,65 @@ def _read_verified(path: Path, what: str) -> Any:
         ) from None
 
 
-class LoadedKeys(NamedTuple):
-    """What `load_imagenet_weights` did, as lists of state-dict keys."""
+def load_pretrained(
+    model: nn.Module, source: str, name: str, head: tuple[str, ...], takes: str
+) -> str:
+    """Copies everything but the last layers out of weights of the same network, in place.
 
-    used: list[str]  # copied from the file
-    # Of the model and left as they were: the head; with old files, norm layers' batch counters.
-    missing: list[str]
-    unused: list[str]  # of the file: the classifier
-
-
-def load_imagenet_weights(model: HRNetV2, path: str | PathLike) -> LoadedKeys:
-    """Copy the backbone of an ImageNet classification checkpoint into a model, in place.
-
-    timm's files and those of https://github.com/HRNet/HRNet-Image-Classification name their keys
-    alike. The head ``last_layer`` is never loaded.
+    The classes may be others. A network with an ``encoder`` also takes the encoder's weights alone.
+    Running statistics may be missing, as in files of networks with GN.
 
     Args:
-        model: an HRNetV2, before or after its norm layers were replaced.
-        path: what `tasks.models.weights.read_weights` reads: a local file, or ``timm:NAME``.
+        model: before or after its norm layers were replaced.
+        source: what `tasks.models.weights.read_weights` reads.
+        name: of the network.
+        head: beginnings of the keys of its last layers.
+        takes: what can be given, for the message.
+
+    Returns:
+        A sentence that says how many weights were used.
 
     Raises:
-        InputError: there is no such file, or it holds no weights.
-        ValueError: it holds those of another model: it lacks a weight of the backbone, has one in
-            another shape, or has stages with more layers. The model is left as it was.
+        InputError: there is no such file, or it holds no weights, or those of another network: it
+            lacks one, has one in another shape, or has more convolutions. The model is left as it
+            was.
     """
-    in_file = read_weights(str(path))
-    backbone = {k: v for k, v in model.state_dict().items() if not k.startswith("last_layer.")}
-    used = [key for key in backbone if key in in_file]
-    parameters = [key for key, _ in model.named_parameters() if key in backbone]
-    problems = [f"{key} is missing" for key in parameters if key not in in_file]
-    problems += [
-        f"{key} is {list(in_file[key].shape)}, not {list(backbone[key].shape)}"
-        for key in used
-        if in_file[key].shape != backbone[key].shape
+    given, own = read_weights(source), unwrapped(model.state_dict())
+    count = len(own)
+    encoder = {k.removeprefix(ENCODER): v for k, v in own.items() if k.startswith(ENCODER)}
+    if encoder and not any(key.startswith(ENCODER) for key in given):
+        own, name = unwrapped(encoder), f"the encoder of {name}"
+    wanted = {key: value for key, value in own.items() if not key.startswith(head)}
+    optional: tuple[str, ...] = ("num_batches_tracked",)
+    if not any(key.endswith("running_var") for key in given):
+        optional += ("running_mean", "running_var")
+    fits = [k for k, v in wanted.items() if k in given and given[k].shape == v.shape]
+    wrong = [key for key in wanted.keys() - fits if key in given or not key.endswith(optional)]
+    parts = {key.partition(".")[0] for key in wanted}
+    wrong += [
+        key
+        for key in given.keys() - own.keys()
+        if key.partition(".")[0] in parts and not key.startswith(head) and given[key].ndim == 4
     ]
-    problems += [
-        f"{key} has no place in the model"
-        for key, weight in in_file.items()
-        if key.startswith("stage") and key not in backbone and weight.ndim == 4
-    ]
-    if problems:
-        raise ValueError(
-            f"{path} holds another model: {problems[0]} ({len(problems)} differences in all)"
+    if wrong:
+        raise InputError(
+            f"task.model.pretrained={source} is not of {name}: {len(fits)} of its {len(wanted)} "
+            f"weights match, first of the others {_difference(min(wrong), given, own)}; "
+            f"give {takes}"
         )
-    model.load_state_dict({key: in_file[key] for key in used}, strict=False)
-    return LoadedKeys(
-        used,
-        missing=[key for key in model.state_dict() if key not in used],
-        unused=[key for key in in_file if key not in used],
+    for key in fits:
+        own[key].copy_(given[key])
+    return f"from {source}: {len(fits)} of {count} weights, all others drawn"
+
+
+ENCODER = "encoder."
+
+
+def _difference(key: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    there, here = (
+        str(list(part[key].shape)) if key in part else "not there" for part in (given, own)
     )
+    return f"{key}: {there} in the file, {here} here"
 
 
 # A checkpoint's norm: others that its weights can be fine-tuned in.
@@ -280,14 +285,14 @@ def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
     own = body.state_dict()
     counters = {key for key in own if key.endswith("num_batches_tracked")} - given.keys()
     own = {key: value for key, value in own.items() if key not in counters}  # old files have none
-    for key, value in own.items():
-        if key not in given or given[key].shape != value.shape:
-            what = f"of shape {list(given[key].shape)}" if key in given else "missing"
-            raise InputError(
-                f"task.backbone_checkpoint={path} is not of a ResNet-50: {key}, here of shape "
-                f"{list(value.shape)}, is {what} there; give a checkpoint of task=imagenet, or "
-                "a file of timm, torchvision or Detectron"
-            )
+    wrong = [k for k, v in own.items() if k not in given or given[k].shape != v.shape]
+    if wrong:
+        raise InputError(
+            f"task.backbone_checkpoint={path} is not of a ResNet-50: {len(own) - len(wrong)} of "
+            f"its {len(own)} weights match, first of the others "
+            f"{_difference(wrong[0], given, own)}; give a checkpoint of task=imagenet, or a file "
+            "of timm, torchvision or Detectron"
+        )
     body.load_state_dict({key: given[key] for key in own}, strict=not counters)
     unused = sorted(
         key for key in given.keys() - own.keys() if not key.endswith(".num_batches_tracked")

@@ -27,7 +27,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
     Taken off: a dict around it (``state_dict``, ``model``), and prefixes of its keys (`PREFIXES`);
     what does not have the prefix, such as a loss, is left out. Numbers beside the weights may be
-    NumPy's.
+    NumPy's. Names that torchvision's detectors had before version 0.13 are today's.
 
     Args:
         source: a local file, or ``timm:NAME``, such as ``timm:resnet50_gn.a1h_in1k``, which is
@@ -36,6 +36,12 @@ def read_weights(source: str) -> dict[str, Tensor]:
     Raises:
         InputError: no such file or network, no connection, a damaged file, or one without weights.
     """
+    with torch.device("cpu"):  # also where a network is built without values
+        weights = _read(source)
+    return {_todays_name(key): value for key, value in weights.items()}
+
+
+def _read(source: str) -> dict[str, Tensor]:
     if source.startswith(TIMM):
         return _of_timm(source.removeprefix(TIMM))
     path = Path(source).expanduser()
@@ -43,7 +49,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
         raise InputError(f"no file of weights {path}")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return unwrapped(safetensors.torch.load_file(path))
         if path.suffix == ".pkl":
             return detectron_resnet(_read_pickle(path))
         if zipfile.is_zipfile(path):  # older files, such as the official ones, have no checksums
@@ -71,11 +77,22 @@ def unwrapped(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         return {}
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        if 2 * len(inner) > len(weights):
-            weights = inner
-    return weights
+    while True:
+        for prefix in PREFIXES:
+            inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            if 2 * len(inner) > len(weights):
+                weights = inner
+                break
+        else:
+            return weights
+
+
+def _todays_name(key: str) -> str:
+    """The key of a weight of torchvision's detectors, whose published files are older."""
+    key = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(\w+)$", r"\1.0.\2", key)
+    key = re.sub(r"^rpn\.head\.conv\.(\w+)$", r"rpn.head.conv.0.0.\1", key)
+    match = re.fullmatch(r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", key)
+    return key if match is None else f"roi_heads.mask_head.{int(match[1]) - 1}.0.{match[2]}"
 
 
 def verify_archive(path: Path) -> None:

@@ -50,6 +50,7 @@ CARDS = {
         {"32-true": 494.7, "64-true": 33.5, "16-mixed": 989.4, "bf16-mixed": 989.4},
     ),
 }  # fmt: skip
+"""docs/plan.md says where each figure is from."""
 
 
 def usable_bytes(gigabytes: float) -> float:

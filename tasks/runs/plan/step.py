@@ -4,7 +4,6 @@ Nothing is computed, so any network fits any machine. Fake tensors here are a CP
 same tensors, but for what `tasks.runs.plan.cards` sets aside.
 """
 
-import copy
 import json
 import logging
 import warnings
@@ -167,11 +166,8 @@ def _measure(cfg: DictConfig, batch_size: int, on_gpu: bool) -> Step:
 
 
 def _meta_model(cfg: DictConfig) -> nn.Module:
-    if cfg.task.model.get("pretrained") is not None:  # the same network, whatever its weights
-        cfg = copy.deepcopy(cfg)
-        cfg.task.model.pretrained = None
     with _quiet(), torch.device("meta"):
-        model = build_model(cfg)
+        model = build_model(cfg, read_weights=False)
     return model.double() if cfg.trainer.precision == "64-true" else model
 
 
