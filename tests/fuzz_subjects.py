@@ -24,7 +24,7 @@ from tasks.data.coco import Coco
 from tasks.data.imagenet import ImageNet
 from tasks.models.checkpoint import load_weights
 from tasks.models.weights import read_weights
-from tasks.prediction.maps import Source
+from tasks.prediction.source import Source
 from tasks.runs.record import read_run
 
 

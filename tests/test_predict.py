@@ -23,11 +23,12 @@ from lcn import LocalContextNorm
 from tasks.config import compose
 from tasks.errors import InputError
 from tasks.models import build_model
-from tasks.prediction.command import find_images, predict_all
+from tasks.prediction.command import predict_all
 from tasks.prediction.maps import NODATA, Options, predict_map
 from tasks.prediction.masked import masked_norm
 from tasks.prediction.network import Network, load_network, predict
 from tasks.prediction.parts import entered
+from tasks.prediction.source import find_images
 
 
 def make_export(folder: Path, *overrides: str) -> Path:

@@ -1,5 +1,7 @@
 """Tiles of large images: the arithmetic, and that tiles give what the whole image gives."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from torch import nn
 from tasks.config import compose
 from tasks.errors import InputError
 from tasks.models import build_model
-from tasks.prediction.network import Network, choose_tiling, predict
-from tasks.prediction.tiling import Tiling, cut_axis
+from tasks.prediction.network import Network, predict
+from tasks.prediction.tiling import Tiling, choose_tiling, cut_axis
 
 
 def test_cores_partition_any_axis_and_tiles_begin_at_multiples_of_the_stride():
@@ -95,6 +97,15 @@ def test_group_norm_is_never_exact_and_says_which_layers_see_the_whole_map():
     assert np.prod(choice.tiling.largest) * net.bytes_per_pixel <= 200e6
     with pytest.raises(InputError, match="lower --tile"):
         choose_tiling(net, (3000, 3000), memory=50e6)
+
+
+def test_tiles_that_see_the_whole_image_are_exact_where_the_reach_is_not_known():
+    net = network(*UNET, "norm=bn")
+    net.audit = lambda size: SimpleNamespace(reach=None)
+    assert not choose_tiling(net, (96, 96), halo=16, core=32).exact
+    choice = choose_tiling(net, (96, 96), halo=96, core=32)
+    assert choice.exact
+    assert "sees the whole image" in choice.message
 
 
 def test_blended_tiles_count_one_together_and_nothing_at_their_ends():

@@ -6,7 +6,7 @@ No torch here, and no tile is ever held whole: a 5000 x 5000 image costs the mem
 import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,16 @@ class Place:
     left: int
     height: int
     width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+    def inside(self, size: tuple[int, int]) -> "Place":
+        """What of it lies inside an image of that height and width."""
+        height, width = min(self.height, size[0] - self.top), min(self.width, size[1] - self.left)
+        return Place(self.top, self.left, height, width)
 
 
 def class_table(classes: dict[int, int], ignored: Sequence[int] = ()) -> np.ndarray:
@@ -235,10 +245,14 @@ class RandomPatches(_OfTiles):
 
 def scored_windows(cfg: DictConfig, tile_set: TileSet) -> "TileWindows":
     """The windows in which a run's network predicts tiles: of the patches' size."""
-    halo = round(cfg.task.eval_halo * cfg.data.scale)
-    halo = max(halo, cfg.task.model.get("margin", 0))  # what a network without padding needs
     size = (int(cfg.data.crop[0]), int(cfg.data.crop[1]))
-    return TileWindows(tile_set, size, halo, total_stride(cfg.task.model))
+    return TileWindows(tile_set, size, evaluation_halo(cfg), total_stride(cfg.task.model))
+
+
+def evaluation_halo(cfg: DictConfig) -> int:
+    """Pixels around a core, at least, in the evaluation of tiles."""
+    halo = round(cfg.task.get("eval_halo", 0) * cfg.data.scale)
+    return max(halo, cfg.task.model.get("margin", 0))  # what a network without padding needs
 
 
 def total_stride(model: DictConfig) -> int:
@@ -308,14 +322,9 @@ class TileWindows(_OfTiles):
     def __getitem__(self, index: int) -> Sample:
         """A sample as of `read_sample`, with ``index``; `IGNORED` outside the core."""
         number, window, core = self.windows[index]
-        below, beside = self.tile_sizes[number]
-        height, width = (
-            min(window.height, below - window.top),
-            min(window.width, beside - window.left),
-        )
-        there = Place(window.top, window.left, height, width)
+        there = window.inside(self.tile_sizes[number])
         sample = read_sample(self.tiles[number], there, self.tile_set.train_ids)
-        missing = ((0, window.height - height), (0, window.width - width))
+        missing = ((0, window.height - there.height), (0, window.width - there.width))
         image = np.pad(sample["image"], (*missing, (0, 0)), mode="edge")
         label = np.full(image.shape[:2], IGNORED, dtype=np.uint8)
         inside = core_of(window, core)
@@ -325,8 +334,7 @@ class TileWindows(_OfTiles):
 
 def core_of(window: Place, core: Place) -> tuple[slice, slice]:
     """Where the core lies within its window."""
-    top, left = core.top - window.top, core.left - window.left
-    return slice(top, top + core.height), slice(left, left + core.width)
+    return replace(core, top=core.top - window.top, left=core.left - window.left).slices
 
 
 def _places(

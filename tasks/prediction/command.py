@@ -5,15 +5,14 @@ import csv
 import io
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from tasks.data.files import is_leftover, read_rgb
-from tasks.errors import InputError, say
-from tasks.prediction.maps import PICTURES, RASTERS, Options, predict_map
-from tasks.prediction.network import Network, load_network, predict
+from tasks.data.files import read_rgb
+from tasks.errors import InputError, say, write_atomically
+from tasks.prediction.maps import Options, predict_map
+from tasks.prediction.network import Network, device_of, load_network, predict
 from tasks.prediction.objects import predict_objects
-from tasks.runs.directory import write_atomically
+from tasks.prediction.source import find_images
 
 
 def predict_all(arguments: argparse.Namespace) -> int:
@@ -43,48 +42,6 @@ def predict_all(arguments: argparse.Namespace) -> int:
         print(path)
     print(f"{len(paths) - failed} of {len(paths)} images predicted, {len(written)} files written")
     return 2 if failed else 0
-
-
-def find_images(inputs: list[Path]) -> list[Path]:
-    """The files among the inputs, and the images in the folders among them.
-
-    Raises:
-        InputError: an input does not exist or is of no format that can be read, or two of them
-            would have outputs of the same name.
-    """
-    known = PICTURES | RASTERS
-    found: list[Path] = []
-    for place in inputs:
-        if place.is_dir():
-            below = sorted(p for p in place.iterdir() if p.suffix.lower() in known)
-            found += [p for p in below if not is_leftover(p.name) and p.suffix.lower() != ".vrt"]
-        elif not place.exists():
-            raise InputError(f"{place} does not exist")
-        elif place.suffix.lower() not in known:
-            raise InputError(f"{place} is of no format that can be read: {', '.join(known)}")
-        else:
-            found.append(place)
-    if not found:
-        raise InputError(f"no image in {', '.join(map(str, inputs))}")
-    stems: dict[str, Path] = {}
-    for path in found:
-        if path.stem in stems:
-            raise InputError(
-                f"{stems[path.stem]} and {path} would write the same files: predict them into "
-                "different folders"
-            )
-        stems[path.stem] = path
-    return found
-
-
-def device_of(name: str) -> torch.device:
-    """Raises InputError if this machine has no such device."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        return device
-    except (RuntimeError, AssertionError):
-        raise InputError(f"--device {name}: this machine has no such device") from None
 
 
 def _maps(

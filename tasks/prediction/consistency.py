@@ -23,12 +23,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from tasks.data import Dataset, open_splits
-from tasks.data.tiles import TileWindows, read
+from tasks.data.tiles import Place, TileWindows, core_of, evaluation_halo, read, round_up
 from tasks.errors import InputError
-from tasks.prediction.command import device_of, find_images
-from tasks.prediction.maps import Source
-from tasks.prediction.network import Network, load_network, predict_tile
-from tasks.prediction.tiling import Pair, Place, Tile, Tiling, round_up
+from tasks.prediction.network import Network, device_of, load_network, predict_tile
+from tasks.prediction.source import Source, find_images
+from tasks.prediction.tiling import Pair, Tile, Tiling
 from tasks.protocol import TaskFacts
 
 NOTHING_TO_COMPARE = (
@@ -144,7 +143,7 @@ def compared_map(
     classes = np.zeros((whole.height, whole.width), dtype=np.uint8)
     changes = np.zeros(classes.shape, dtype=bool)
     for place, there, here in found:
-        inside = _within(whole, place)[1:]
+        inside = core_of(whole, place)
         classes[inside] = there.argmax(0)
         changes[inside] = there.argmax(0) != here.argmax(0)
     return ComparedMap(network.label, network.facts, picture.read(whole), classes, changes)
@@ -182,9 +181,7 @@ def _compared(
 
     @cache
     def predicted(tile: Tile) -> np.ndarray:
-        height = min(tile.window.height, picture.size[0] - tile.window.top)
-        width = min(tile.window.width, picture.size[1] - tile.window.left)
-        part = picture.read(Place(tile.window.top, tile.window.left, height, width))
+        part = picture.read(tile.window.inside(picture.size))
         return predict_tile(network, part, tile, probabilities=True)
 
     for place in places[:limit]:
@@ -196,7 +193,8 @@ def _compared(
         for tile in others:
             common = _overlap(tile.core, place.core)
             assert common is not None
-            there[_within(place.core, common)] = predicted(tile)[_within(tile.core, common)]
+            part = predicted(tile)[(slice(None), *core_of(tile.core, common))]
+            there[(slice(None), *core_of(place.core, common))] = part
         yield place.core, there, here
 
 
@@ -219,11 +217,6 @@ def _overlap(a: Place, b: Place) -> Place | None:
     return Place(top, left, bottom - top, right - left) if top < bottom and left < right else None
 
 
-def _within(outer: Place, inner: Place) -> tuple[slice, slice, slice]:
-    top, left = inner.top - outer.top, inner.left - outer.left
-    return slice(None), slice(top, top + inner.height), slice(left, left + inner.width)
-
-
 # The images of a dataset, and what a run records of them
 
 
@@ -244,18 +237,13 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _of_array(image: np.ndarray) -> Picture:
-    def part(place: Place) -> np.ndarray:
-        rows = slice(place.top, place.top + place.height)
-        return image[rows, place.left : place.left + place.width]
-
     height, width = image.shape[:2]
-    return Picture((height, width), part)
+    return Picture((height, width), lambda place: image[place.slices])
 
 
 def evaluation_tile(cfg: DictConfig, stride: Pair) -> tuple[Pair, Pair]:
     """Core and halo of tiles of at most the training crop, with the halo of the evaluation."""
-    wanted = round(cfg.task.get("eval_halo", 0) * cfg.data.scale)
-    wanted = max(wanted, cfg.task.model.get("margin", 0))
+    wanted = evaluation_halo(cfg)
     height, width = (
         max(step, (side - 2 * round_up(wanted, step)) // step * step)
         for side, step in zip(cfg.data.crop, stride, strict=True)
@@ -329,17 +317,14 @@ def lines_of(
     Raises:
         InputError: a run cannot be used, there are no images, or see `tile_mismatch`.
     """
+    device = device_of(arguments.device)
     for run in runs:
+        pictures: list[Picture] = []
         for norm in [[], *_every(norms)]:
-            device = device_of(arguments.device)
             network = load_network(run, device, arguments.checkpoint, norm, arguments.convert)
             if network.kind != "segmentation":
                 raise InputError(f"{run} is of {network.kind}: only segmentation has tiles")
-            if arguments.images:
-                files = find_images(arguments.images)
-                pictures = [_of_file(path, len(network.bands)) for path in files]
-            else:
-                pictures = pictures_of(evaluated_split(network.cfg), arguments.count)
+            pictures = pictures or _pictures(network, arguments)
             height, width = [arguments.tile] * 2 if arguments.tile else network.cfg.data.crop
             core = fitting((height, width), (2 * height, 2 * width), network.stride)
             if core is None:
@@ -370,6 +355,12 @@ def _every(overrides: Sequence[str]) -> list[list[str]]:
         for each in parsed
     ]
     return [list(each) for each in itertools.product(*values)]
+
+
+def _pictures(network: Network, arguments: argparse.Namespace) -> list[Picture]:
+    if not arguments.images:
+        return pictures_of(evaluated_split(network.cfg), arguments.count)
+    return [_of_file(path, len(network.bands)) for path in find_images(arguments.images)]
 
 
 def _of_file(path: Path, bands: int) -> Picture:

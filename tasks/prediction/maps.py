@@ -19,23 +19,20 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.shutil
-from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from tasks.data.files import read_rgb, reading, require_file
+from tasks.data.files import reading
 from tasks.data.plots import colorize
 from tasks.data.tiles import Place
 from tasks.errors import InputError
-from tasks.prediction.network import DEFAULT_MEMORY, Network, choose_tiling, predict_tile
+from tasks.prediction.network import Network, predict_tile
 from tasks.prediction.parts import Parts, entered
-from tasks.prediction.tiling import Tile, Tiling
+from tasks.prediction.source import Source
+from tasks.prediction.tiling import DEFAULT_MEMORY, Tile, Tiling, choose_tiling
 
 NODATA = 255
 MARK = "prediction"  # name of a result's digest in its file
-_AGAIN = "get the file again"
-PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-RASTERS = {".tif": "GTiff", ".tiff": "GTiff", ".vrt": "VRT"}
 _BLOCK = {"tiled": True, "blockxsize": 512, "blockysize": 512}
 _WRITTEN: dict[str, Any] = {
     "driver": "GTiff", "compress": "deflate", "bigtiff": "IF_SAFER", "num_threads": 1, **_BLOCK,
@@ -55,82 +52,6 @@ class Options:
     cog: bool = False
     overwrite: bool = False
     blend: bool = False
-
-
-class Source:
-    """An image to be predicted, read by windows.
-
-    Attributes:
-        size: height and width.
-        place: CRS and transform, as keywords of `rasterio.open`; none of a picture.
-        picture: whether it is a PNG or JPEG, whose maps are PNGs.
-    """
-
-    def __init__(self, path: Path, bands: tuple[int, ...] | None, count: int):
-        require_file(path, _AGAIN)
-        self.path, self.picture = path, path.suffix.lower() in PICTURES
-        self.place: dict[str, Any] = {}
-        self._image: np.ndarray | None = None
-        self._has_alpha = False
-        self._raster: rasterio.DatasetReader | None = None
-        if self.picture:
-            image = read_rgb(path, ["PNG", "JPEG"], _AGAIN)
-            self.size, there = image.shape[:2], 3
-            self._image = image
-        else:
-            driver = RASTERS[path.suffix.lower()]
-            with reading(path, _AGAIN), warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                raster = self._raster = rasterio.open(path, driver=driver)
-            self.size, there = (raster.height, raster.width), raster.count
-            if raster.crs is not None:
-                self.place = {"crs": raster.crs, "transform": raster.transform}
-            self._has_alpha = ColorInterp.alpha in raster.colorinterp and there != count
-            there -= self._has_alpha  # GDAL calls any fourth band alpha: not if it is an input
-        self.bands = bands or tuple(range(1, there + 1))
-        if len(self.bands) != count or max(self.bands) > there or min(self.bands) < 1:
-            chosen = f", of which --bands takes {','.join(map(str, bands))}" if bands else ""
-            raise InputError(
-                f"{path} has {there} bands{chosen}; this network takes {count}: choose as many "
-                "of them with --bands"
-            )
-
-    def read(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
-        """A rectangle as far as the image has it, [h, w, bands]; where it has data, bool [h, w].
-
-        Raises:
-            InputError: it cannot be read.
-        """
-        if self._image is not None:
-            rows = slice(place.top, place.top + place.height)
-            part = self._image[rows, place.left : place.left + place.width]
-            return part[..., [band - 1 for band in self.bands]], np.ones(part.shape[:2], bool)
-        assert self._raster is not None
-        height = min(place.height, self.size[0] - place.top)
-        width = min(place.width, self.size[1] - place.left)
-        window = Window(place.left, place.top, width, height)
-        with reading(self.path, _AGAIN):
-            image = np.moveaxis(self._raster.read(list(self.bands), window=window), 0, -1)
-            return image, self._valid(image, window)
-
-    def _valid(self, image: np.ndarray, window: Window) -> np.ndarray:
-        """A pixel without data has the nodata value in all bands, or is outside of the mask."""
-        assert self._raster is not None
-        valid = np.zeros(image.shape[:2], dtype=bool)
-        for index, band in enumerate(self.bands):
-            nodata, values = self._raster.nodatavals[band - 1], image[..., index]
-            if nodata is None:
-                valid[:] = True
-            else:
-                valid |= ~np.isnan(values) if np.isnan(nodata) else values != nodata
-        flags = self._raster.mask_flag_enums[0]
-        if MaskFlags.per_dataset in flags and (MaskFlags.alpha not in flags or self._has_alpha):
-            valid &= self._raster.read_masks(self.bands[0], window=window) > 0
-        return valid
-
-    def close(self) -> None:
-        if self._raster is not None:
-            self._raster.close()
 
 
 def predict_map(

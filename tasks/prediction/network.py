@@ -5,13 +5,10 @@ classes = predict(network, image)          # uint8 [H, W, bands] to uint8 [H, W]
 """
 
 import copy
-import math
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import safetensors.torch
@@ -19,24 +16,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lcn import audit
 from lcn.audit import Audit
 from tasks.config import compose
+from tasks.data.tiles import core_of, round_up
 from tasks.errors import InputError
 from tasks.models import build_model, scaled_norm
 from tasks.models.checkpoint import check_same_norm, load_weights
+from tasks.prediction.export import WEIGHTS
 from tasks.prediction.masked import statistics_of
-from tasks.prediction.tiling import Pair, Place, Tile, Tiling, core_of, round_up
+from tasks.prediction.tiling import DEFAULT_MEMORY, Pair, Tile, Tiling, choose_tiling
 from tasks.protocol import TaskFacts, norm_label, task_facts
+from tasks.runs.plan.meter import Meter
 from tasks.runs.record import FinishedRun, Record, read_config, read_run, require_finished
 from tasks.schema import check_config
 
-EXPORTED = "model.safetensors"
-DEFAULT_CORE = 512
-DEFAULT_MEMORY = 2 * 2**30
 _SCALES = {"uint8": 255.0, "uint16": 65535.0}
 
 
@@ -155,35 +150,9 @@ class Network(nn.Module):
     def bytes_per_pixel(self) -> float:
         """Memory of the tensors that live at once, per pixel of a tile: measured on a small one."""
         sides = [max(of, round_up(256, of)) for of in self.stride]
-        with torch.inference_mode(), _PeakOfTensors() as memory:
+        with torch.inference_mode(), Meter() as meter:
             self(torch.zeros(1, len(self.bands), *sides, device=self.device))
-        return memory.peak / (sides[0] * sides[1])
-
-
-class _PeakOfTensors(TorchDispatchMode):
-    """The most bytes that tensors made inside have at once, without operators' own buffers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self._now = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self._seen:
-                    self._seen.add(key)
-                    self._now += storage.nbytes()
-                    weakref.finalize(storage, self._freed, key, storage.nbytes())
-        self.peak = max(self.peak, self._now)
-        return result
-
-    def _freed(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self._now -= size
+        return meter.peak / (sides[0] * sides[1])
 
 
 def load_network(
@@ -213,9 +182,11 @@ def load_network(
         raise InputError(f"{folder} is no folder: give a run's directory or an export")
     if checkpoint not in (None, "last"):
         raise InputError(f"checkpoint {checkpoint}: only last can be chosen")
-    exported = folder / EXPORTED
-    record = _read(folder, exported.exists())
-    if not exported.exists():
+    exported = folder / WEIGHTS
+    if is_export := exported.exists():
+        record = Record(folder, read_config(folder))
+    else:
+        record = read_run(folder)
         require_finished(record, checkpoint)
     cfg = record.cfg
     if cfg.task.num_classes is None:
@@ -224,7 +195,7 @@ def load_network(
     if norm:
         cfg.norm = _chosen_norm(cfg, norm)
     model = build_model(cfg, read_weights=False)  # all come from the run
-    if exported.exists():
+    if is_export:
         used = scaled_norm(cfg)
         check_same_norm(str(exported), trained, used, "--convert" if convert else None)
         _load_exported(model, exported)
@@ -232,6 +203,16 @@ def load_network(
         load_weights(model, str(folder / "last.ckpt"), scaled_norm(cfg), convert=convert)
     result = record.result if isinstance(record, FinishedRun) else {}
     return Network(model, cfg, result.get("crs") or ()).to(device)
+
+
+def device_of(name: str) -> torch.device:
+    """Raises InputError if this machine has no such device."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError):
+        raise InputError(f"--device {name}: this machine has no such device") from None
 
 
 def _chosen_norm(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -251,125 +232,12 @@ def _chosen_norm(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return changed
 
 
-def _read(folder: Path, exported: bool) -> Record:
-    return Record(folder, read_config(folder)) if exported else read_run(folder)
-
-
 def _load_exported(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be loaded ({reason}); export the run again") from None
-
-
-# Tiles
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How an image is cut, whether the result is exact, and a sentence that says so."""
-
-    tiling: Tiling
-    exact: bool
-    message: str
-
-
-def choose_tiling(
-    network: Network,
-    size: Pair,
-    halo: int | None = None,
-    core: int | None = None,
-    memory: float = DEFAULT_MEMORY,
-    shift: Pair = (0, 0),
-    blend: bool = False,
-) -> Choice:
-    """Tiles for an image of a size.
-
-    Args:
-        network: a segmentation.
-        size: height and width of the image.
-        halo: pixels around a core; None: the network's reach if such a tile fits the memory, else
-            the largest halo that does. Then an image that fits it whole is one tile.
-        core: height and width of a core; by default 512.
-        memory: bytes that the tensors of a tile may take.
-        shift: see `Tiling`.
-        blend: see `Tiling`; left out where tiles are exact without it.
-
-    Raises:
-        InputError: not even a tile without a halo fits the memory.
-    """
-    stride, reach = network.stride, network.audit(size).reach
-    pixels = memory / network.bytes_per_pixel
-
-    def cut(pair: Pair, side: int | None = core or DEFAULT_CORE) -> Tiling:
-        return Tiling(size, None if side is None else (side, side), pair, stride, shift)
-
-    def fits(tiling: Tiling) -> bool:
-        return math.prod(tiling.largest) <= pixels
-
-    if halo is not None:
-        tiling = cut((halo, halo))
-    elif core is None and fits(cut((0, 0), None)):
-        tiling = cut((0, 0), None)
-    else:
-        tiling = _largest_halo(cut, fits, reach, size, stride)
-    exact = tiling.is_exact(reach)
-    if blend and not exact:
-        if max(tiling.halo) == 0:
-            raise InputError("--blend needs a halo: lower --tile, or raise --memory or --halo")
-        tiling = replace(tiling, blend=True)
-    return Choice(tiling, exact, _explained(network, tiling, reach, exact))
-
-
-def _largest_halo(cut: Any, fits: Any, reach: Any, size: Pair, stride: Pair) -> Tiling:
-    wanted = [
-        min(side, round_up(side if reach is None or math.isinf(r) else math.ceil(r), of))
-        for side, of, r in zip(size, stride, reach or (math.inf, math.inf), strict=True)
-    ]
-    if fits(cut((wanted[0], wanted[1]))):
-        return cut((wanted[0], wanted[1]))
-    step = math.lcm(*stride)
-    low, high = 0, max(wanted) // step
-    while low < high:  # the largest that fits
-        middle = (low + high + 1) // 2
-        if fits(cut((middle * step, middle * step))):
-            low = middle
-        else:
-            high = middle - 1
-    found = cut((low * step, low * step))
-    if not fits(found):
-        height, width = found.largest
-        raise InputError(
-            f"a tile of {height} x {width} pixels does not fit the memory: lower --tile or raise "
-            "--memory"
-        )
-    return found
-
-
-def _explained(network: Network, tiling: Tiling, reach: Any, exact: bool) -> str:
-    if len(tiling) == 1:
-        return "exact: the whole image at once"
-    halo = max(round_up(h, s) for h, s in zip(tiling.halo, tiling.stride, strict=True))
-    count = f"{len(tiling)} tiles with a halo of {halo} pixels{', blended' * tiling.blend}"
-    if exact:
-        return f"exact: {count}, the network's reach is {max(reach):g}"
-    if reach is None:
-        return f"not known to be exact: {count}, the network's reach is not known; {_MEASURE}"
-    found = network.audit(tiling.size).network
-    if math.isinf(max(reach)):
-        names = list(found.unlimited_by)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return (
-            f"not exact: {count}, and no halo is enough: {', '.join(names[:3])}{more} of "
-            f"{network.label} see the whole map; {_MEASURE}"
-        )
-    return (
-        f"not exact: {count}, the network's reach is {max(reach):g}; raise --memory, or {_MEASURE}"
-    )
-
-
-_MEASURE = "scripts/consistency.py measures how many classes change with the tiles"
 
 
 def predict(
@@ -401,31 +269,27 @@ def predict(
         )
     network.prepare(image[:1, :1], scale)
     tiling = choose_tiling(network, image.shape[:2], halo, core, memory, shift, blend).tiling
-    height, width = image.shape[:2]
-    count = len(network.class_names) or network.cfg.task.num_classes
-    shape = (count, height, width) if probabilities else (height, width)
     if tiling.blend:
-        blended = _blended(network, image, tiling, np.zeros((count, height, width), "f4"), scale)
+        blended = _blended(network, image, tiling, scale)
         return blended if probabilities else blended.argmax(0).astype(np.uint8)
+    shape = (network.cfg.task.num_classes, *tiling.size) if probabilities else tiling.size
     result = np.empty(shape, dtype=np.float32 if probabilities else np.uint8)
     for tile in tiling:
-        window, core_ = tile.window, tile.core
-        bottom, right = window.top + window.height, window.left + window.width
-        part = image[window.top : bottom, window.left : right]
-        found = predict_tile(network, part, tile, probabilities, scale)
-        rows = slice(core_.top, core_.top + core_.height)
-        result[..., rows, core_.left : core_.left + core_.width] = found
+        found = predict_tile(network, image[tile.window.slices], tile, probabilities, scale)
+        result[(..., *tile.core.slices)] = found
     return result
 
 
 def _blended(
-    network: Network, image: np.ndarray, tiling: Tiling, result: np.ndarray, scale: float | None
+    network: Network, image: np.ndarray, tiling: Tiling, scale: float | None
 ) -> np.ndarray:
+    """Probabilities, float32 [classes, H, W]: a mean over the tiles that hold a pixel."""
+    result = np.zeros((network.cfg.task.num_classes, *tiling.size), np.float32)
     columns = tiling.weights(1)
     for band, rows in zip(tiling.bands, tiling.weights(0), strict=True):
         for tile, across in zip(band, columns, strict=True):
             whole = tile.whole(tiling.size)
-            place = core_of(Place(0, 0, *tiling.size), whole.core)
+            place = whole.core.slices
             found = predict_tile(network, image[place], whole, True, scale)
             result[(slice(None), *place)] += found * rows[:, None] * across
     return result

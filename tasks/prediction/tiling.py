@@ -1,4 +1,4 @@
-"""Where a large image is cut: pure arithmetic, no torch.
+"""Where a large image is cut, and how for a network and a memory: pure arithmetic, no torch.
 
 A network's *whole result* is defined on the image padded at the right and bottom, by repeating its
 last row and column, to multiples of the network's total stride (networks that resize to given
@@ -8,17 +8,22 @@ border the network sees what it sees in the whole image. So a tile's core is the
 soon as the halo is at least the network's reach.
 """
 
+import bisect
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.data.tiles import Place, core_of, round_up
+from tasks.data.tiles import Place, round_up
+from tasks.errors import InputError
 
-__all__ = ["Place", "Tile", "Tiling", "core_of", "cut_axis", "round_up"]
+if TYPE_CHECKING:
+    from tasks.prediction.network import Network
 
 Pair = tuple[int, int]
+Reach = tuple[float, float] | None  # rows and columns; None: not known
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,8 @@ class Tile:
     core: Place
 
     def whole(self, size: Pair) -> "Tile":
-        """The same window, whose core is all of it that lies in an image of that size."""
-        window = self.window
-        height = min(window.height, size[0] - window.top)
-        width = min(window.width, size[1] - window.left)
-        return Tile(self.index, window, Place(window.top, window.left, height, width))
+        """The same window, deciding all that it has of an image of that size."""
+        return Tile(self.index, self.window, self.window.inside(size))
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Tiling:
         height, width = (max(end - start for start, end, *_ in self._axis(axis)) for axis in (0, 1))
         return height, width
 
-    def is_exact(self, reach: tuple[float, float] | None) -> bool:
+    def is_exact(self, reach: Reach) -> bool:
         """Whether tiles give the whole result: a tile's border is the image's own or
         at least the reach away from the core.
 
@@ -154,3 +156,117 @@ def _ramp(distance: np.ndarray, halo: int) -> np.ndarray:
 
 def _place(rows: tuple[int, int], columns: tuple[int, int]) -> Place:
     return Place(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
+
+
+# The tiles for a network and a memory
+
+DEFAULT_CORE = 512
+DEFAULT_MEMORY = 2 * 2**30
+_MEASURE = "scripts/consistency.py measures how many classes change with the tiles"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an image is cut, whether that is exact, and a sentence that says it."""
+
+    tiling: Tiling
+    exact: bool
+    message: str
+
+
+def choose_tiling(
+    network: "Network",
+    size: Pair,
+    halo: int | None = None,
+    core: int | None = None,
+    memory: float = DEFAULT_MEMORY,
+    shift: Pair = (0, 0),
+    blend: bool = False,
+) -> Choice:
+    """Tiles for an image of a size.
+
+    Args:
+        network: a segmentation.
+        size: height and width of the image.
+        halo: pixels around a core; None: the network's reach if such a tile fits the memory, else
+            the largest halo that does. Then an image that fits it whole is one tile.
+        core: height and width of a core; by default 512.
+        memory: bytes that the tensors of a tile may take.
+        shift: see `Tiling`.
+        blend: see `Tiling`; left out where tiles are exact without it.
+
+    Raises:
+        InputError: not even a tile without a halo fits the memory.
+    """
+    stride, reach = network.stride, network.audit(size).reach
+    pixels = memory / network.bytes_per_pixel
+
+    def cut(pair: Pair, side: int | None = core or DEFAULT_CORE) -> Tiling:
+        return Tiling(size, None if side is None else (side, side), pair, stride, shift)
+
+    def fits(tiling: Tiling) -> bool:
+        return math.prod(tiling.largest) <= pixels
+
+    if halo is not None:
+        tiling = cut((halo, halo))
+    elif core is None and fits(cut((0, 0), None)):
+        tiling = cut((0, 0), None)
+    else:
+        tiling = _largest_halo(cut, fits, reach, size, stride)
+    exact = tiling.is_exact(reach)
+    if blend and not exact:
+        if max(tiling.halo) == 0:
+            raise InputError("--blend needs a halo: lower --tile, or raise --memory or --halo")
+        tiling = replace(tiling, blend=True)
+    return Choice(tiling, exact, _explained(network, tiling, reach, exact))
+
+
+def _largest_halo(
+    cut: Callable[[Pair], Tiling],
+    fits: Callable[[Tiling], bool],
+    reach: Reach,
+    size: Pair,
+    stride: Pair,
+) -> Tiling:
+    """With the reach as the halo if that fits, else with the largest square one that does."""
+    wanted = [
+        min(side, round_up(side if reach is None or math.isinf(r) else math.ceil(r), of))
+        for side, of, r in zip(size, stride, reach or (math.inf, math.inf), strict=True)
+    ]
+    if fits(cut((wanted[0], wanted[1]))):
+        return cut((wanted[0], wanted[1]))
+    step = math.lcm(*stride)
+    halos = range(0, max(wanted) + 1, step)
+    fitting = bisect.bisect_left(halos, True, key=lambda halo: not fits(cut((halo, halo))))
+    found = cut((halos[max(0, fitting - 1)],) * 2)
+    if not fitting:
+        height, width = found.largest
+        raise InputError(
+            f"a tile of {height} x {width} pixels does not fit the memory: lower --tile or raise "
+            "--memory"
+        )
+    return found
+
+
+def _explained(network: "Network", tiling: Tiling, reach: Reach, exact: bool) -> str:
+    if len(tiling) == 1:
+        return "exact: the whole image at once"
+    halo = max(round_up(h, s) for h, s in zip(tiling.halo, tiling.stride, strict=True))
+    count = f"{len(tiling)} tiles with a halo of {halo} pixels{', blended' * tiling.blend}"
+    if exact and reach is None:
+        return f"exact: {count}, each of which sees the whole image"
+    if reach is None:
+        return f"not known to be exact: {count}, the network's reach is not known; {_MEASURE}"
+    if exact:
+        return f"exact: {count}, the network's reach is {max(reach):g}"
+    found = network.audit(tiling.size).network
+    if math.isinf(max(reach)):
+        names = list(found.unlimited_by)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return (
+            f"not exact: {count}, and no halo is enough: {', '.join(names[:3])}{more} of "
+            f"{network.label} see the whole map; {_MEASURE}"
+        )
+    return (
+        f"not exact: {count}, the network's reach is {max(reach):g}; raise --memory, or {_MEASURE}"
+    )

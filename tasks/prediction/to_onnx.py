@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tasks.data.tiles import round_up
 from tasks.errors import InputError
 from tasks.prediction.network import Network
-from tasks.prediction.tiling import Pair, round_up
+from tasks.prediction.tiling import Pair
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit."""
