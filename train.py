@@ -44,6 +44,7 @@ def train(cfg: DictConfig) -> Run | Plan | None:
     from tasks.prediction.submission import ARCHIVE, CONVERTED, write_submission
     from tasks.runs import training
     from tasks.runs.loggers import finish_loggers
+    from tasks.runs.result import Outcome, final_outcome, make_result, print_row
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
@@ -74,26 +75,26 @@ def train(cfg: DictConfig) -> Run | Plan | None:
     with Run(cfg, datasets.identity, world_size) as run:
         if run.result is not None:
             say(f"finished already: {run.directory / 'result.json'}")
-            training.print_row(run.result)
+            print_row(run.result)
             return run
         trainer, history = training.make_trainer(cfg, run, datasets)
         training.describe(cfg, run, model, datasets)
         trainer.fit(module, data, ckpt_path=training.checkpoint_to_continue(run, model))
         if datasets.eval.labelled:
-            outcome = training.outcome(cfg, trainer, module, data, history)
+            outcome = final_outcome(cfg, trainer, module, data, history)
         else:
             archive = write_submission(module, trainer, data, run.directory)
-            outcome = training.Outcome(submission=archive)
+            outcome = Outcome(submission=archive)
         if trainer.is_global_zero:
-            result = training.make_result(cfg, run, trainer, datasets, outcome, history)
+            result = make_result(cfg, run, trainer, datasets, outcome, history)
             if cfg.task.kind == "segmentation":
-                scored, device = datasets.test or datasets.eval, trainer.strategy.root_device
+                split, device = datasets.test or datasets.eval, trainer.strategy.root_device
                 try:
-                    result["tile_mismatch"] = recorded_mismatch(cfg, model, scored, device)
+                    result["tile_mismatch"] = recorded_mismatch(cfg, model, split, device)
                 except InputError as error:  # which is no reason to lose the result
                     say(f"no tile_mismatch: {error}")
             run.write_result(result)
-            training.print_row(result)
+            print_row(result)
             say(f"\nresult, metrics, log, checkpoint: {run.directory}")
         finish_loggers(trainer, outcome.scores | history.cost)
         return run

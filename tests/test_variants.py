@@ -13,10 +13,9 @@ from tasks.evidence.gather import all_rows
 from tasks.evidence.page_tables import score_tables
 from tasks.evidence.rows import published_rows, reference, variant_rows
 from tasks.evidence.tables import csv_text, readme_text
-from tasks.models import build_model
+from tasks.models import build_model, training_size
 from tasks.models.mask_rcnn import reach_norms
 from tasks.protocol import paper_row
-from tasks.runs.training import training_size
 from tasks.schema import check_config
 
 

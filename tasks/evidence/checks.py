@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tasks.errors import write_atomically
 from tasks.identity import running_code, versions
-from tasks.runs.directory import write_atomically
 from tasks.runs.files import read_json
 
 if TYPE_CHECKING:

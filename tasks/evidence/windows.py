@@ -7,16 +7,15 @@ A layer whose window covers its map is GN. At the published sizes that is known 
 import csv
 import functools
 import io
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.config import ROOT, compose
+from tasks.errors import write_atomically
 from tasks.evidence.claims import Claim
 from tasks.evidence.gather import Evidence
 from tasks.evidence.rows import Row, own_rows, published_rows, row_named
 from tasks.protocol import norm_label, task_facts
-from tasks.runs.directory import write_atomically
 from tasks.runs.record import FinishedRun, sees_window
 
 AUDIT_FILE = ROOT / "results" / "audit.csv"
@@ -119,30 +118,24 @@ def _audited(row: Row) -> list[tuple[str, tuple[int, int], Seen]]:
     import torch
 
     from lcn import audit
-    from tasks.models import build_model
+    from tasks.models import build_model, one_image, training_size
 
     cfg = compose(row.settings)
     if cfg.task.num_classes is None:
         cfg.task.num_classes = cfg.task.outputs = 2  # no norm layer depends on it
-    sizes = {"training": tuple(cfg.data.crop or cfg.data.resize)}
+    sizes = {"training": training_size(cfg)}
     image = cfg.task.resize or task_facts(row.task).image_size
     if cfg.task.kind != "segmentation":
         sizes["evaluation"] = sizes["training"]
     elif image is not None and "eval_halo" not in cfg.task:  # which is evaluated in tiles
         sizes["evaluation"] = tuple(image)
-    forward: Callable[[Any, torch.Tensor], None] | None = None
-    if cfg.task.kind == "detection":
-        from tasks.models.mask_rcnn import reach_norms
-
-        forward = reach_norms
-        sizes = {
-            phase: tuple(32 * -(-side // 32) for side in size) for phase, size in sizes.items()
-        }
     with torch.device("cpu" if cfg.task.kind == "detection" else "meta"):  # which draws a seed
         model = build_model(cfg)
     found = []
-    for phase, (height, width) in sizes.items():
-        report = audit(model, (1, len(cfg.task.bands), height, width), forward=forward)
+    for phase, size in sizes.items():
+        shape, forward = one_image(cfg, size)
+        report = audit(model, shape, forward=forward)
         released = sum(sees_window(str(r.window), str(r.height), str(r.width)) for r in report)
+        *_, height, width = shape
         found.append((phase, (height, width), Seen(report.windowed_count, released, len(report))))
     return found

@@ -14,7 +14,7 @@ from tasks.config import plain
 from tasks.errors import InputError
 from tasks.models.checkpoint import load_backbone, load_pretrained
 from tasks.models.hrnet import hrnetv2
-from tasks.models.mask_rcnn import mask_rcnn
+from tasks.models.mask_rcnn import CELLS, mask_rcnn, reach_norms
 from tasks.models.unet import UNet
 from tasks.protocol import given_norm
 
@@ -202,6 +202,25 @@ def check_training_size(model: nn.Module, cfg: DictConfig) -> None:
             f"data.crop=[{height},{width}] with data.batch_size={shape[0]} is too small for "
             f"{cfg.task.model.name} with {cfg.norm.name}: {reason}"
         ) from None
+
+
+def training_size(cfg: DictConfig) -> tuple[int, int]:
+    """Height and width of what the network is trained on: crops, or whole images resized."""
+    height, width = cfg.data.crop or cfg.data.resize
+    return height, width
+
+
+def one_image(
+    cfg: DictConfig, size: tuple[int, int]
+) -> tuple[tuple[int, ...], Callable[[Any, torch.Tensor], None] | None]:
+    """How `lcn.audit` shows the network an image of a size: its shape, and the call.
+
+    A detector's image is padded to whole cells, and its norm layers are called by themselves: its
+    own forward pass needs targets. None stands for the network's own call.
+    """
+    if cfg.task.kind != "detection":
+        return (1, len(cfg.task.bands), *size), None
+    return (1, len(cfg.task.bands), *(-(-side // CELLS) * CELLS for side in size)), reach_norms
 
 
 def scaled_norm(cfg: DictConfig) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from lcn import convert_norm
 
 NAME = "mask_rcnn_r50_fpn"
 RESIZE = (800, 1333)  # pixels: the short side of an image, and the most of its long side
+CELLS = 32  # pixels that the sides of an image are padded to a multiple of
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels, one for each of the five pyramid levels
 PYRAMID_CHANNELS, BOX_FEATURES = 256, 1024
 
@@ -222,7 +223,7 @@ def reach_norms(model: MaskRCNN, images: torch.Tensor) -> None:
     """Runs every norm layer without choosing boxes, for ``lcn.audit(..., forward=reach_norms)``.
 
     Args:
-        images: [N, 3, H, W] as the backbone gets them: resized and padded to a multiple of 32.
+        images: [N, 3, H, W] as the backbone gets them: resized and padded to whole `CELLS`.
     """
     features = model.backbone(images)["0"]
     for head, pool in (("box_head", "box_roi_pool"), ("mask_head", "mask_roi_pool")):

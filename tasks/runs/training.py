@@ -1,14 +1,11 @@
-"""What surrounds the network in a run: the trainer, the description, the result."""
+"""What surrounds the network in a run: the trainer and the description."""
 
 import csv
 import io
 import logging
-import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +18,14 @@ from torch import nn
 
 from lcn import audit
 from tasks.config import plain
-from tasks.data import Dataset, Datasets, DetectionDataset, TiledDataset
+from tasks.data import Dataset, Datasets, DetectionDataset
 from tasks.data.loading import DataModule
 from tasks.errors import InputError, write_atomically
-from tasks.identity import installed_packages, running_code, versions
-from tasks.models import scaled_norm
+from tasks.identity import installed_packages, running_code
+from tasks.models import one_image, scaled_norm, training_size
 from tasks.models.checkpoint import check_complete, load_weights
 from tasks.modules.module import TaskModule
-from tasks.protocol import (
-    given_norm,
-    learning_rate,
-    norm_label,
-    paper_row,
-    protocol_batch,
-    task_facts,
-)
+from tasks.protocol import learning_rate, norm_label, protocol_batch, task_facts
 from tasks.runs.callbacks import (
     AtomicCheckpoints,
     Checkpoints,
@@ -45,7 +35,7 @@ from tasks.runs.callbacks import (
 )
 from tasks.runs.directory import Run
 from tasks.runs.loggers import Dashboard, make_loggers
-from tasks.runs.provenance import read_starts, without_path, write_start
+from tasks.runs.provenance import without_path, write_start
 from tasks.runs.windows import WindowHistory, bound_starts
 
 log = logging.getLogger("train")
@@ -253,12 +243,6 @@ def log_learning_rate(cfg: DictConfig, total_batch: int) -> None:
         )
 
 
-def training_size(cfg: DictConfig) -> tuple[int, int]:
-    """Height and width of what the network is trained on: crops, or whole images resized."""
-    height, width = cfg.data.crop or cfg.data.resize
-    return height, width
-
-
 def evaluation_size(cfg: DictConfig, eval_set: Dataset) -> tuple[int, int]:
     """Height and width of what the network is evaluated on, as of the first sample."""
     if cfg.task.kind == "segmentation":
@@ -273,13 +257,12 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) ->
     columns = ("name", "kind", "channels", "height", "width", "window", "windowed")
     writer.writerow(("phase", *columns))
     sizes = {"training": training_size(cfg), "evaluation": evaluation_size(cfg, eval_set)}
-    forward = _reach_norms(cfg)
-    if forward is not None:  # of images of whole cells
-        sizes = {phase: _whole_cells(size) for phase, size in sizes.items()}
     for phase, size in sizes.items():
-        report = audit(model, (1, len(cfg.task.bands), *size), forward=forward)
+        shape, forward = one_image(cfg, size)
+        report = audit(model, shape, forward=forward)
         if any(row.window for row in report):
-            log.info(f"\nnorm layers in {phase}, input {size[0]} x {size[1]}\n{report.summary()}")
+            *_, height, width = shape
+            log.info(f"\nnorm layers in {phase}, input {height} x {width}\n{report.summary()}")
         for row in report:
             writer.writerow((phase, *(getattr(row, column) for column in columns)))
     if run.is_first_process:
@@ -287,139 +270,9 @@ def log_audit(cfg: DictConfig, run: Run, model: nn.Module, eval_set: Dataset) ->
     log.info("")
 
 
-def _reach_norms(cfg: DictConfig) -> Callable[[Any, torch.Tensor], None] | None:
-    """How to call a detection network on an image alone, whose forward pass needs targets."""
-    if cfg.task.kind != "detection":
-        return None
-    from tasks.models.mask_rcnn import reach_norms
-
-    return reach_norms
-
-
-def _whole_cells(size: tuple[int, int]) -> tuple[int, int]:
-    return 32 * -(-size[0] // 32), 32 * -(-size[1] // 32)
-
-
 def bound_windows(cfg: DictConfig, model: nn.Module) -> None:
     """Starts windows that are learned at most at the size of their maps in training."""
-    forward, size = _reach_norms(cfg), training_size(cfg)
-    size = size if forward is None else _whole_cells(size)
-    bound_starts(model, (1, len(cfg.task.bands), *size), forward)
-
-
-@dataclass
-class Outcome:
-    """The outcome of a training: scores in percent, scores by class, files written.
-
-    A split whose labels are not public has no scores: its predictions are written as the benchmark
-    wants them submitted.
-    """
-
-    scores: dict[str, float] = field(default_factory=dict)
-    breakdown: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    submission: str | None = None
-
-
-def outcome(
-    cfg: DictConfig,
-    trainer: pl.Trainer,
-    module: TaskModule,
-    data: DataModule,
-    history: History,
-) -> Outcome:
-    """The scores of a trained network, as its task reports them.
-
-    Those of the test split if the task has one, else of the last epoch, or the median over the last
-    ones (section 4.3).
-    """
-    if data.datasets.test is not None:
-        trainer.test(module, data, verbose=False)
-        return Outcome(module.scores, module.breakdown)
-    if not module.scores:  # the last epoch was not one of those evaluated
-        trainer.validate(module, data, verbose=False)
-    scores = history.median(cfg.task.median_epochs, list(module.scores))
-    return Outcome(scores, module.breakdown)
-
-
-def make_result(
-    cfg: DictConfig,
-    run: Run,
-    trainer: pl.Trainer,
-    datasets: Datasets,
-    outcome: Outcome,
-    history: History,
-) -> dict:
-    """The content of ``result.json``: metrics in percent, and what gave them."""
-    norm = given_norm(plain(cfg.norm))
-    if "window" in norm:
-        norm["window_used"] = scaled_norm(cfg)["window"]
-    facts = task_facts(cfg.task.name)
-    names = list(outcome.scores) if facts.metrics_by_group else facts.metrics
-    starts = read_starts(run.directory)
-    return {
-        "status": "finished",
-        "experiment": HydraConfig.get().runtime.choices.get("experiment"),
-        "task": cfg.task.name,
-        "model": cfg.task.model.name,
-        "norm": norm,
-        "data": cfg.data.name,
-        "dataset": run.dataset,
-        **({"crs": datasets.train.crs()} if isinstance(datasets.train, TiledDataset) else {}),
-        "seed": cfg.seed,
-        "metrics": {name: outcome.scores[name] for name in names if name in outcome.scores},
-        "best": history.best,
-        **outcome.breakdown,
-        **{name: value for name, value in outcome.scores.items() if name not in names},
-        **({"submission": outcome.submission} if outcome.submission else {}),
-        "paper": paper_row(cfg),
-        "epochs": math.ceil(
-            trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches
-        ),
-        "steps": trainer.global_step,
-        "total_batch": run.total_batch,
-        "wall_seconds": round(history.seconds, 1),
-        **history.cost,
-        "device": device_name(trainer),
-        "world_size": trainer.world_size,
-        "versions": versions(),
-        "git_commit": starts[-1].git_commit,
-        **({"code_changes": len(starts) - 1} if len(starts) > 1 else {}),
-        "overrides": starts[-1].overrides,
-    }
-
-
-def device_name(trainer: pl.Trainer) -> str:
-    """``cpu``, or the GPU's name."""
-    device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def print_row(result: dict) -> None:
-    """Logs the row: ours, the paper's, the difference."""
-    if not result["metrics"]:
-        log.info(f"\nno scores: the labels are not public; to be submitted: {result['submission']}")
-        return
-    names, paper = list(result["metrics"]), result["paper"]
-    columns = {"this run": result["metrics"]}
-    if paper is not None:
-        columns[f"paper, Table {paper['table']}"] = paper
-        shared = [name for name in names if name in paper]
-        columns["difference"] = {n: result["metrics"][n] - paper[n] for n in shared}
-    log.info("\n" + " " * 18 + "".join(f"{title:>18}" for title in columns))
-    for name in names:
-        cells = [values.get(name) for values in columns.values()]
-        signs = ("", "", "+")
-        log.info(
-            f"{name:18}"
-            + "".join(
-                " " * 18 if cell is None else f"{cell:{sign}18.2f}"
-                for cell, sign in zip(cells, signs, strict=False)
-            )
-        )
-    if result["data"] == "mini" and paper is not None:
-        log.info(
-            "(ours on the miniature, the paper's on the full dataset: compare norms, not rows)"
-        )
+    bound_starts(model, *one_image(cfg, training_size(cfg)))
 
 
 def checkpoint_to_continue(run: Run, model: nn.Module) -> Path | None:

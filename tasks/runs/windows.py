@@ -14,8 +14,8 @@ from torch import nn
 from lcn import LearnedContextNorm
 from lcn.audit import measure_feature_maps
 from tasks.config import plain
+from tasks.errors import write_atomically
 from tasks.protocol import given_norm
-from tasks.runs.directory import write_atomically
 
 
 def learned_layers(model: nn.Module) -> dict[str, LearnedContextNorm]:

@@ -15,13 +15,14 @@ from tasks import miniatures
 from tasks.config import plain
 from tasks.data import open_datasets
 from tasks.errors import InputError
+from tasks.models import training_size
 from tasks.protocol import accumulated_batches, norm_label, task_facts
 from tasks.runs.plan.calibration import STEPS, step_seconds
 from tasks.runs.plan.cards import CARDS, GIB, seconds, usable_bytes
 from tasks.runs.plan.checklist import checks
 from tasks.runs.plan.plan import SIZES, Check, Plan
 from tasks.runs.plan.step import Step, fake_step, network
-from tasks.runs.training import training_size, world_size
+from tasks.runs.training import world_size
 
 
 def make_plan(cfg: DictConfig, data: Check | None = None) -> Plan:

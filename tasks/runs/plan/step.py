@@ -21,15 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lcn.convert import named_norm_layers
 from tasks.config import plain
 from tasks.errors import InputError
-from tasks.models import build_model, scaled_norm
+from tasks.models import build_model, one_image, scaled_norm, training_size
 from tasks.modules.module import TaskModule
 from tasks.modules.optimization import make_optimizer
 from tasks.runs.plan.meter import Meter
 from tasks.runs.plan.regions import positive_regions, training_loss
-from tasks.runs.training import training_size
-
-CELLS = 32
-"""Images of a detector are padded to a multiple of so many pixels."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +190,9 @@ def make_module(cfg: DictConfig, model: nn.Module) -> TaskModule:
 
 def random_batch(cfg: DictConfig, batch_size: int, device: torch.device) -> dict[str, Tensor]:
     """Images and labels of a training batch as one device gets them; a detector's are padded."""
-    height, width = training_size(cfg)
-    if cfg.task.kind == "detection":
-        height, width = (CELLS * -(-side // CELLS) for side in (height, width))
+    (_, bands, height, width), _ = one_image(cfg, training_size(cfg))
     dtype = torch.float64 if cfg.trainer.precision == "64-true" else torch.float32
-    shape = (batch_size, len(cfg.task.bands), height, width)
+    shape = (batch_size, bands, height, width)
     batch = {"image": torch.randn(shape, device=device, dtype=dtype)}
     if cfg.task.kind == "detection":
         masks = (batch_size, cfg.plan.objects, height, width)
