@@ -32,7 +32,7 @@ def train(cfg: DictConfig) -> Run | Plan | None:
 
         check_network(cfg)  # before data are generated or opened, which takes longer
     datasets = open_datasets(cfg)
-    cfg = with_classes(cfg, datasets)
+    cfg = with_classes(cfg, datasets.train.class_names)
 
     # torch only from here on: a mistake in the configuration or missing data is answered at once.
     import pytorch_lightning as pl

@@ -8,16 +8,16 @@ Writes checks.json and audit.csv into results/, which scripts/tables.py and scri
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from tasks.errors import InputError, say
+from tasks.errors import InputError, command
 from tasks.evidence.checks import CHECKS, run_checks
 from tasks.evidence.claims import CLAIMS_FILE, claims, unknown_quotations, unknown_settings
 from tasks.evidence.windows import write_audit
 from tasks.runs.files import read_text
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
@@ -27,25 +27,21 @@ def main() -> None:
         "--paper", type=Path, help="text file of the paper, to compare the quotes with"
     )
     arguments = parser.parse_args()
-    try:
-        unknown = [name for name in arguments.checks if name not in CHECKS]
-        if unknown:
-            raise InputError(f"{unknown[0]}: no such check; there are {', '.join(CHECKS)}")
-        known = claims()
-        mistakes = unknown_settings(known)
-        if arguments.paper is not None:
-            mistakes += unknown_quotations(known, read_text(arguments.paper))
-        if mistakes:
-            raise InputError("\n".join(f"{CLAIMS_FILE.name}: {text}" for text in mistakes))
-        print(f"{CLAIMS_FILE.name}: {len(known)} claims")
-        for name, result in run_checks(arguments.checks or [*CHECKS], CLAIMS_FILE.parent).items():
-            word = {True: "holds", False: "does not hold", None: "not run"}[result.holds]
-            print(f"{name:20} {word}: {result.found}")
-        if not arguments.checks:
-            print(f"audit.csv: {len(write_audit())} rows of LCN")
-    except InputError as error:
-        say(f"error: {error}")
-        sys.exit(2)
+    unknown = [name for name in arguments.checks if name not in CHECKS]
+    if unknown:
+        raise InputError(f"{unknown[0]}: no such check; there are {', '.join(CHECKS)}")
+    known = claims()
+    mistakes = unknown_settings(known)
+    if arguments.paper is not None:
+        mistakes += unknown_quotations(known, read_text(arguments.paper))
+    if mistakes:
+        raise InputError("\n".join(f"{CLAIMS_FILE.name}: {text}" for text in mistakes))
+    print(f"{CLAIMS_FILE.name}: {len(known)} claims")
+    for name, result in run_checks(arguments.checks or [*CHECKS], CLAIMS_FILE.parent).items():
+        word = {True: "holds", False: "does not hold", None: "not run"}[result.holds]
+        print(f"{name:20} {word}: {result.found}")
+    if not arguments.checks:
+        print(f"audit.csv: {len(write_audit())} rows of LCN")
 
 
 if __name__ == "__main__":

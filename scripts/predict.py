@@ -12,9 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tasks.errors import InputError, say
+from tasks.errors import InputError, command, say
 
 
+@command
 def main() -> None:
     arguments = parse()
     try:
@@ -23,9 +24,6 @@ def main() -> None:
         from tasks.prediction.command import predict_all
 
         sys.exit(predict_all(arguments))
-    except InputError as error:
-        say(f"error: {error}")
-        sys.exit(2)
     except OSError as error:
         say(f"error: {error.strerror}: {error.filename}")
         sys.exit(2)

@@ -165,7 +165,7 @@ def _usable(cfg: DictConfig, datasets: Datasets) -> Datasets:
     return datasets
 
 
-def with_classes(cfg: DictConfig, datasets: Datasets) -> DictConfig:
+def with_classes(cfg: DictConfig, class_names: Sequence[str]) -> DictConfig:
     """The configuration with the dataset's classes where the task leaves them to it.
 
     Such a task has ``num_classes: null``; ``cfg`` itself stays as it is.
@@ -173,6 +173,6 @@ def with_classes(cfg: DictConfig, datasets: Datasets) -> DictConfig:
     if cfg.task.num_classes is not None:
         return cfg
     cfg = copy.deepcopy(cfg)
-    cfg.task.class_names = list(datasets.train.class_names)
+    cfg.task.class_names = list(class_names)
     cfg.task.num_classes = cfg.task.outputs = len(cfg.task.class_names)
     return cfg

@@ -11,8 +11,8 @@ import yaml
 
 from tasks.config import ROOT
 from tasks.errors import InputError
-from tasks.evidence.gather import settings_of
-from tasks.evidence.statistics import paired_difference
+from tasks.evidence.gather import settings_of_run
+from tasks.evidence.statistics import FEWEST, paired_difference
 from tasks.protocol import learning_rate, metric_title, task_facts
 from tasks.runs.record import FinishedRun, Record, read_each, read_run
 
@@ -26,12 +26,9 @@ TASK_TYPES = {
     "detection": "object-detection",
 }
 LOADING = {
-    "segmentation": (
-        "predict",
-        "classes = predict(network, image)  # uint8 [H, W]",
-    ),
-    "classification": ("predict", "shares = predict(network, image)  # [classes]"),
-    "detection": ("detect", "objects = detect(network, image)  # boxes, labels, scores, masks"),
+    "segmentation": "classes = predict(network, image)  # uint8 [H, W]",
+    "classification": "shares = predict(network, image)  # [classes]",
+    "detection": "objects = detect(network, image)  # boxes, labels, scores, masks",
 }
 
 
@@ -128,16 +125,14 @@ def _what(network: "Network", run: Record) -> str:
 
 
 def _loading(network: "Network", onnx: str | None) -> Iterator[str]:
-    function, line = LOADING[network.kind]
-    module = "objects" if network.kind == "detection" else "network"
     yield f"## How to load it\n\nIn a clone of {LIBRARY}, version {_software()['version']}:\n"
     yield "```python"
     if network.kind == "detection":
         yield "from tasks.prediction.network import load_network"
-        yield f"from tasks.prediction.{module} import {function}\n"
+        yield "from tasks.prediction.objects import detect\n"
     else:
-        yield f"from tasks.prediction.{module} import load_network, {function}\n"
-    yield f'network = load_network("this/folder")\n{line}\n```\n'
+        yield "from tasks.prediction.network import load_network, predict\n"
+    yield f'network = load_network("this/folder")\n{LOADING[network.kind]}\n```\n'
     yield "`image` is [height, width, bands], uint8, uint16 or floating point in 0..1.\n"
     yield "`python scripts/predict.py this/folder photo.png --out maps` writes files.\n"
     if onnx:
@@ -200,7 +195,7 @@ def _metrics(run: Record, same: dict[int, FinishedRun]) -> Iterator[str]:
         else:
             cells += ["-", "-"]
         yield f"| {metric_title(name)} | {' | '.join(cells)} |"
-    few = "" if paired_difference([0.0] * len(seeds)).interval else "; too few for an interval"
+    few = "; too few for an interval" if len(seeds) < FEWEST else ""
     yield f"\n{len(seeds)} runs of the same settings{few}.\n"
 
 
@@ -208,20 +203,12 @@ def _same_settings(run: FinishedRun) -> dict[int, FinishedRun]:
     """Finished runs beside this one that differ in nothing but the seed, by seed; and itself."""
     place = run.directory.resolve()
     found = {run.seed: run}
-    own = _settings(run)
+    own = settings_of_run(run)
     beside = [other for other in sorted(place.parent.iterdir()) if (other / "result.json").exists()]
     for other in read_each((p for p in beside if p != place), read_run)[0]:
-        if isinstance(other, FinishedRun) and own is not None and _settings(other) == own:
+        if isinstance(other, FinishedRun) and own is not None and settings_of_run(other) == own:
             found.setdefault(other.seed, other)
     return found
-
-
-def _settings(run: FinishedRun) -> dict[str, object] | None:
-    try:
-        dataset = run.result.get("dataset") or ""
-        return {**settings_of(run.config, dataset, run.result["total_batch"]), "seed": None}
-    except (LookupError, TypeError, ValueError, AttributeError):  # of an older version
-        return None
 
 
 def _norm_layers(network: "Network", run: Record) -> Iterator[str]:

@@ -250,10 +250,11 @@ def sensitivity_chart(
     place = [point.x for point in points]
     if any(point.paper is not None for point in points):
         figure.add_scatter(
-        x=place, y=[point.paper for point in points], name="paper", mode="lines+markers",
-        line={"color": PAPER.color, "dash": PAPER.dash},
-        marker={"symbol": PAPER.symbol, "size": 9}, hovertemplate="paper: %{y:+.2f}<extra></extra>",
-    )  # fmt: skip
+            x=place, y=[point.paper for point in points], name="paper", mode="lines+markers",
+            line={"color": PAPER.color, "dash": PAPER.dash},
+            marker={"symbol": PAPER.symbol, "size": 9},
+            hovertemplate="paper: %{y:+.2f}<extra></extra>",
+        )  # fmt: skip
     reach = [p.interval[1] - (p.ours or 0) if p.interval else None for p in points]
     below = [(p.ours or 0) - p.interval[0] if p.interval else None for p in points]
     texts = [

@@ -296,6 +296,17 @@ def _settings_of_row(overrides: tuple[str, ...], data: str) -> RowSettings:
     return RowSettings(unresolved, settings_of(config, "", config["data"]["total_batch"]))
 
 
+def settings_of_run(run: FinishedRun) -> dict[str, object] | None:
+    """What decided a run's result, but its seed; None of a run of another version of this code."""
+    try:
+        dataset = run.result.get("dataset") or ""
+        settings = settings_of(run.config, dataset, run.result["total_batch"])
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    del settings["seed"]
+    return settings
+
+
 def settings_of(config: dict[str, Any], dataset: str, total_batch: int) -> dict[str, object]:
     """Every setting that decides a result, by its dotted name.
 

@@ -9,7 +9,7 @@ from tasks.evidence.charts import Series
 from tasks.evidence.checks import read_checks
 from tasks.evidence.gather import Evidence, all_rows
 from tasks.evidence.missing import commands_of
-from tasks.evidence.rows import SCALES, TITLES, Row, own_rows_of, reference
+from tasks.evidence.rows import SCALES, TITLES, Row, baseline, own_rows_of
 from tasks.evidence.sections import Section, digest
 from tasks.evidence.statistics import Difference
 from tasks.evidence.verdicts import (
@@ -18,9 +18,10 @@ from tasks.evidence.verdicts import (
     HOLDS,
     NOT_RUN,
     Verdict,
-    contrast,
+    difference_to_gn,
     judge,
     other_claims,
+    published_difference,
     shown_p,
 )
 from tasks.evidence.windows import windows_of
@@ -71,6 +72,18 @@ def interval(found: Difference | None) -> str:
     return f"[{signed(low)}, {signed(high)}]"
 
 
+def distinct(values: Iterable[str | None]) -> str:
+    """The values that there are, each once."""
+    return ", ".join(sorted({value or "unknown" for value in values}))
+
+
+def short_commit(commit: str | None) -> str | None:
+    if commit is None:
+        return None
+    digits, dash, dirty = commit.partition("-")
+    return digits[:12] + dash + dirty
+
+
 def score_tables(evidence: Evidence, scale: str, table: int) -> list[Table]:
     """A table of the paper, ours beside it, in parts that fit on paper; the primary one first."""
     rows = evidence.rows_of_table(scale, table)
@@ -114,11 +127,8 @@ def _score_table(evidence: Evidence, scale: str, rows: list[Row], metrics: list[
     for row in rows:
         line = [*(row.published[key] for key in keys), *([row.variant] * told)]
         for metric in metrics:
-            scores = list(evidence.scores(scale, row, metric).values())
-            line.append(number(statistics.fmean(scores)) if scores else NOT_RUN)
-            if several:
-                line.append(f"± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
-            line.append(number(row.published[metric]))
+            mean, deviation = _mean_and_deviation(evidence.scores(scale, row, metric))
+            line += [mean, *([deviation] if several else []), number(row.published[metric])]
         line.append(str(counts[row.experiment]))
         if primary in metrics:
             line += _difference_cells(evidence, scale, row, several)
@@ -126,14 +136,19 @@ def _score_table(evidence: Evidence, scale: str, rows: list[Row], metrics: list[
     return Table("", columns, lines)
 
 
+def _mean_and_deviation(scores: dict[int, float]) -> list[str]:
+    values = list(scores.values())
+    mean = number(statistics.fmean(values)) if values else NOT_RUN
+    return [mean, f"± {statistics.stdev(values):.2f}" if len(values) > 1 else ""]
+
+
 def _difference_cells(evidence: Evidence, scale: str, row: Row, several: bool) -> list[str]:
-    gn = reference(row)
-    if gn is None or gn.norm == row.norm:
+    published = published_difference(row)
+    if published is None:
         return [""] * (3 if several else 2)
-    found = contrast(evidence, scale, [row], [gn], row.primary)
-    published = signed(row.published[row.primary] - gn.published[row.primary])
+    found = difference_to_gn(evidence, scale, row)
     ours = signed(None if found is None else found.mean)
-    return [ours, *([interval(found)] if several else []), published]
+    return [ours, *([interval(found)] if several else []), signed(published)]
 
 
 def own_rows_table(evidence: Evidence, page: str, task: str) -> Table | None:
@@ -160,9 +175,7 @@ def own_rows_table(evidence: Evidence, page: str, task: str) -> Table | None:
     for row in rows:
         line = [row.model, row.label][-len(titles) :]
         for metric in metrics:
-            scores = list(evidence.scores(page, row, metric).values())
-            line.append(number(statistics.fmean(scores)) if scores else NOT_RUN)
-            line.append(f"± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
+            line += _mean_and_deviation(evidence.scores(page, row, metric))
         line.append(str(len(run.get(row.experiment, {}))))
         lines.append(line + _own_difference(evidence, page, row))
     same = f" ({models[0]})" if len(models) == 1 else ""
@@ -173,10 +186,9 @@ OWN_SCORES = ("mean", "± sd")
 
 
 def _own_difference(evidence: Evidence, page: str, row: Row) -> list[str]:
-    gn = reference(row)
-    if gn is None or gn.norm == row.norm:
+    if baseline(row) is None:
         return [""] * 4
-    found = contrast(evidence, page, [row], [gn], row.primary)
+    found = difference_to_gn(evidence, page, row)
     if found is None:
         return ["", "", "", "0"]
     p = "" if found.p is None else shown_p(found.p)
@@ -188,8 +200,7 @@ def seeds_table(evidence: Evidence, page: str, task: str) -> Table | None:
     rows = [row for row in own_rows_of(task) if row.experiment in evidence.runs.get(page, {})]
     found = {}
     for row in rows:
-        gn = reference(row)
-        if gn is not None and gn.norm != row.norm:
+        if (gn := baseline(row)) is not None:
             theirs = evidence.scores(page, gn, row.primary)
             ours = evidence.scores(page, row, row.primary)
             found[row.label] = {s: ours[s] - theirs[s] for s in ours.keys() & theirs.keys()}

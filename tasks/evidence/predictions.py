@@ -4,34 +4,20 @@ import functools
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
-from tasks.data import IGNORED, Dataset, open_datasets
-from tasks.data.loading import Augmented
+from tasks.data import IGNORED, open_datasets
 from tasks.data.plots import colorize
-from tasks.data.transforms import make_transform
 from tasks.errors import InputError
 from tasks.evidence.pictures import Comparison, densest_window
-from tasks.models import build_model, scaled_norm
-from tasks.models.checkpoint import load_weights
-from tasks.modules.segmentation import Segmentation
+from tasks.prediction.network import Network, load_network
 from tasks.protocol import task_facts
 from tasks.runs.record import FinishedRun
 
 
-def trained_network(run: FinishedRun) -> Segmentation:
-    """The network of a run in evaluation mode, on the CPU; images to logits at their size."""
-    model, norm = build_model(run.cfg), scaled_norm(run.cfg)
-    load_weights(model, str(run.directory / "last.ckpt"), norm)
-    return Segmentation(model, run.cfg, norm).eval()
-
-
-def predict(network: Segmentation, cfg: DictConfig, dataset: Dataset, index: int) -> np.ndarray:
+def _predicted(network: Network, image: np.ndarray) -> np.ndarray:
     """The predicted train ids [H, W] of one whole image."""
-    sample = Augmented(dataset, make_transform(cfg, training=False), cfg.seed)[0, index]
     with torch.inference_mode():
-        logits = network(torch.as_tensor(sample["image"])[None])
-        return network.decide(logits)[0].byte().numpy()
+        return network.decide(network(network.prepare(image)[None]))[0].numpy()
 
 
 @functools.cache
@@ -45,12 +31,12 @@ def compare(left: FinishedRun, right: FinishedRun, count: int = 2) -> list[Compa
     if not dataset.labelled:
         raise InputError("the labels of the evaluation split are not public")
     facts = task_facts(left.task)
-    networks = {run.label: (run, trained_network(run)) for run in (left, right)}
+    networks = {run.label: load_network(run.directory) for run in (left, right)}
     comparisons = []
     for index in np.linspace(0, len(dataset) - 1, count).astype(int).tolist():
         sample = dataset[index]
         image, label = np.asarray(sample["image"]), np.asarray(sample["label"])
-        found = {n: predict(net, run.cfg, dataset, index) for n, (run, net) in networks.items()}
+        found = {label: _predicted(network, image) for label, network in networks.items()}
         differ = (found[left.label] != found[right.label]) & (label != IGNORED)
         labels = {"ground truth": label, **found}
         pictures = {"input": image[..., :3]}

@@ -3,7 +3,6 @@
 import base64
 import datetime
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from tasks.evidence.page_charts import bar_charts, curve_charts, sensitivity_cha
 from tasks.evidence.page_tables import (
     audit_table,
     cost_table,
+    distinct,
     other_table,
     own_rows_table,
     score_tables,
     seeds_table,
+    short_commit,
     shown_checks,
     shown_claims,
 )
@@ -132,28 +133,17 @@ def facts(runs: list[FinishedRun], sections: list[Section]) -> list[tuple[str, s
     span = str(dates[0]) if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     packages = list(dict.fromkeys(name for run in runs for name in run.result["versions"]))
     versions = [
-        f"{name} {_distinct(run.result['versions'].get(name) for run in runs)}" for name in packages
+        f"{name} {distinct(run.result['versions'].get(name) for run in runs)}" for name in packages
     ]
     hours = sum(run.result.get("wall_seconds") or 0 for run in runs) / 3600
     return [
         ("runs", f"{len(runs)}: {counted} of rows, {len(runs) - counted} others"),
         ("finished", span),
         ("training time", f"{hours:,.1f} hours in all"),
-        ("devices", _distinct(run.result["device"] for run in runs)),
-        ("commits", _distinct(_short(run.result.get("git_commit")) for run in runs)),
+        ("devices", distinct(run.result["device"] for run in runs)),
+        ("commits", distinct(short_commit(run.result.get("git_commit")) for run in runs)),
         ("versions", "; ".join(versions)),
     ]
-
-
-def _distinct(values: Iterable[str | None]) -> str:
-    return ", ".join(sorted({value or "unknown" for value in values}))
-
-
-def _short(commit: str | None) -> str | None:
-    if commit is None:
-        return None
-    digits, dash, dirty = commit.partition("-")
-    return digits[:12] + dash + dirty
 
 
 def page_view(page: str, sections: list[Section], evidence: Evidence) -> dict[str, Any]:

@@ -178,6 +178,12 @@ def reference(row: Row) -> Row | None:
     )
 
 
+def baseline(row: Row) -> Row | None:
+    """The `reference` that a row is compared with; None for GN itself, or if there is none."""
+    gn = reference(row)
+    return None if gn is None or gn.norm == row.norm else gn
+
+
 def own_rows_of(task: str) -> list[Row]:
     """The rows of our own of a task: smaller windows before larger ones."""
     rows = [row for row in own_rows().values() if row.task == task]

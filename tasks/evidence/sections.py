@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.errors import InputError
 from tasks.evidence.charts import Series
-from tasks.evidence.gather import Evidence, all_rows, settings_of
+from tasks.evidence.gather import Evidence, all_rows, settings_of_run
 from tasks.evidence.pictures import Comparison
 from tasks.evidence.rows import SCALES, page_of, page_title, reference
 from tasks.protocol import task_facts
@@ -126,13 +126,10 @@ def _series_of_others(runs: list[FinishedRun]) -> list[Series]:
 
 
 def _settings(run: FinishedRun) -> str:
-    """A text that is the same for runs that differ in nothing but the seed."""
-    try:
-        dataset = run.result.get("dataset") or ""
-        settings = settings_of(run.config, dataset, run.result["total_batch"])
-    except (LookupError, TypeError, ValueError, AttributeError):
-        return str(run.directory)  # of another version of this code
-    del settings["seed"]
+    """The same for runs that differ in nothing but the seed."""
+    settings = settings_of_run(run)
+    if settings is None:
+        return str(run.directory)
     said = {name: value for name, value in settings.items() if value is not None}  # younger keys
     return json.dumps(said, sort_keys=True, default=str)
 

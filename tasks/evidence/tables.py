@@ -17,8 +17,10 @@ from tasks.evidence.gather import Evidence
 from tasks.evidence.page_tables import (
     ShownClaim,
     Table,
+    distinct,
     own_rows_table,
     seeds_table,
+    short_commit,
     shown_checks,
     shown_claims,
 )
@@ -29,7 +31,6 @@ from tasks.evidence.rows import (
     own_rows_of,
     own_tasks,
     page_title,
-    reference,
     rows_of_table,
 )
 from tasks.evidence.statistics import Difference
@@ -38,8 +39,9 @@ from tasks.evidence.verdicts import (
     DOES_NOT,
     HOLDS,
     OUTCOMES,
-    contrast,
+    difference_to_gn,
     judge,
+    published_difference,
 )
 from tasks.runs.record import FinishedRun
 
@@ -89,9 +91,7 @@ def csv_text(evidence: Evidence, scale: str, table: int) -> str:
         seeds = list(evidence.scores(scale, row, row.primary))
         cells.append("run" if seeds else "not run")
         for metric in metrics:
-            scores = list(evidence.scores(scale, row, metric).values())
-            cells.append(f"{statistics.fmean(scores):.4f}" if scores else "")
-            cells.append(f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else "")
+            cells += _mean_and_sd(evidence.scores(scale, row, metric))
             cells.append(f"{row.published[metric]:.2f}")
         cells += [len(seeds), " ".join(map(str, seeds)), *_difference_cells(evidence, scale, row)]
         writer.writerow(cells)
@@ -112,10 +112,8 @@ def own_csv_text(evidence: Evidence, page: str, task: str) -> str:
         seeds = list(evidence.scores(page, row, row.primary))
         cells = [row.experiment, row.model, row.label, "run" if seeds else "not run"]
         for metric in metrics:
-            scores = list(evidence.scores(page, row, metric).values())
-            cells.append(f"{statistics.fmean(scores):.4f}" if scores else "")
-            cells.append(f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else "")
-        found = _difference(evidence, page, row)
+            cells += _mean_and_sd(evidence.scores(page, row, metric))
+        found = difference_to_gn(evidence, page, row)
         bounds = _bounds(found) + ([found.p] if found else [None])
         numbers = ["" if x is None else f"{x:.4f}" for x in bounds]
         writer.writerow(
@@ -124,12 +122,10 @@ def own_csv_text(evidence: Evidence, page: str, task: str) -> str:
     return text.getvalue()
 
 
-def _difference(evidence: Evidence, page: str, row: Row) -> Difference | None:
-    """The difference to GN with the same seeds; None for GN itself and without a common seed."""
-    gn = reference(row)
-    if gn is None or gn.norm == row.norm:
-        return None
-    return contrast(evidence, page, [row], [gn], row.primary)
+def _mean_and_sd(scores: dict[int, float]) -> list[str]:
+    values = list(scores.values())
+    mean = f"{statistics.fmean(values):.4f}" if values else ""
+    return [mean, f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""]
 
 
 def _bounds(found: Difference | None) -> list[float | None]:
@@ -137,19 +133,11 @@ def _bounds(found: Difference | None) -> list[float | None]:
     return [None] * 3 if found is None else [found.mean, *(found.interval or (None, None))]
 
 
-def _published_difference(row: Row) -> float | None:
-    """The paper's difference to GN; None for GN itself."""
-    gn = reference(row)
-    if gn is None or gn.norm == row.norm:
-        return None
-    return row.published[row.primary] - gn.published[row.primary]
-
-
 def _difference_cells(evidence: Evidence, scale: str, row: Row) -> list[object]:
-    published = _published_difference(row)
+    published = published_difference(row)
     if published is None:
         return [""] * 5
-    found = _difference(evidence, scale, row)
+    found = difference_to_gn(evidence, scale, row)
     numbers = ["" if x is None else f"{x:.4f}" for x in _bounds(found)]
     return [*numbers, found.n if found else 0, f"{published:.2f}"]
 
@@ -255,20 +243,10 @@ def _published_tables(evidence: Evidence, scale: str) -> list[str]:
 
 
 def _origin(runs: list[FinishedRun]) -> str:
-    def distinct(values: Iterable[str | None]) -> str:
-        return ", ".join(sorted({value or "unknown" for value in values}))
-
-    commits = distinct(_short_commit(run.result.get("git_commit")) for run in runs)
+    commits = distinct(short_commit(run.result.get("git_commit")) for run in runs)
     torch = distinct(run.result["versions"].get("torch") for run in runs)
     devices = distinct(run.result["device"] for run in runs)
     return f"Runs: {len(runs)}. Commits: {commits}. PyTorch: {torch}. Devices: {devices}."
-
-
-def _short_commit(commit: str | None) -> str | None:
-    if commit is None:
-        return None
-    digits, dash, dirty = commit.partition("-")
-    return digits[:12] + dash + dirty
 
 
 def _claims_table(claims: list[ShownClaim]) -> str:
@@ -338,10 +316,10 @@ def _mean_and_deviation(scores: list[float]) -> str:
 
 
 def _difference_to_gn(evidence: Evidence, scale: str, row: Row) -> list[str]:
-    published = _published_difference(row)
+    published = published_difference(row)
     if published is None:
         return ["", ""]
-    found = _difference(evidence, scale, row)
+    found = difference_to_gn(evidence, scale, row)
     return ["" if found is None else str(found), f"{published:+z.2f}"]
 
 

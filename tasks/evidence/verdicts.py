@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tasks.evidence.claims import CHECK, EQUAL, ORDER, Claim, Side, claims
+from tasks.evidence.claims import EQUAL, ORDER, Claim, Side, claims
 from tasks.evidence.gather import STEPS_TO_90, Evidence
-from tasks.evidence.rows import Row, page_title, row_named
+from tasks.evidence.rows import Row, baseline, page_title, row_named
 from tasks.evidence.statistics import (
     LEVEL,
     Difference,
@@ -52,6 +52,18 @@ def contrast(
         for side in sides
     ]
     return paired_difference([means[0][seed] - means[1][seed] for seed in sorted(seeds)])
+
+
+def difference_to_gn(evidence: Evidence, page: str, row: Row) -> Difference | None:
+    """Of the primary metric, to GN of the same seeds; None for GN itself, or without any."""
+    gn = baseline(row)
+    return None if gn is None else contrast(evidence, page, [row], [gn], row.primary)
+
+
+def published_difference(row: Row) -> float | None:
+    """The paper's, to GN; None for GN itself."""
+    gn = baseline(row)
+    return None if gn is None else row.published[row.primary] - gn.published[row.primary]
 
 
 @dataclass(frozen=True)
@@ -238,7 +250,3 @@ def claims_text(evidence: Evidence) -> str:
 def other_claims() -> list[Claim]:
     """The claims for which no runs are compared: computed, or not tested."""
     return [claim for claim in claims() if claim.kind not in (ORDER, EQUAL)]
-
-
-def checked_claims() -> list[Claim]:
-    return [claim for claim in claims() if claim.kind == CHECK]

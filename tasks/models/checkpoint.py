@@ -42,12 +42,7 @@ def load_weights(
     checkpoint = read_checkpoint(path)
     if norm is not None:
         check_same_norm(path, checkpoint.get("norm"), norm, "convert=true" if convert else None)
-    weights = {
-        key.removeprefix("model."): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith("model.")
-    }
-    own = model.state_dict()
+    weights, own = _of_network(checkpoint), model.state_dict()
     wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
     wrong += [k for k in weights if k not in own]
     if wrong:
@@ -137,10 +132,16 @@ def read_checkpoint(path: str) -> dict:
     Raises:
         InputError: no such file, a damaged one, or not a checkpoint of a run.
     """
-    checkpoint = _read_verified(Path(path).expanduser(), "checkpoint")
+    checkpoint = _read_verified(Path(path).expanduser())
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is not a checkpoint of a run (it has no state_dict)")
     return checkpoint
+
+
+def _of_network(checkpoint: dict) -> dict[str, Tensor]:
+    """A run's weights by their names in the network."""
+    weights = checkpoint["state_dict"].items()
+    return {k.removeprefix("model."): v for k, v in weights if k.startswith("model.")}
 
 
 TO_CONTINUE = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch", "global_step")
@@ -157,24 +158,24 @@ def check_complete(checkpoint: dict, path: Path) -> None:
         )
 
 
-def _read_verified(path: Path, what: str) -> Any:
+def _read_verified(path: Path) -> Any:
     """What `torch.save` wrote, after every byte was compared with the archive's checksums.
 
     Raises:
         InputError: no such file, not such an archive, or a damaged one.
     """
     if not path.exists():
-        raise InputError(f"{what} {path} does not exist")
+        raise InputError(f"checkpoint {path} does not exist")
     remedy = "give another one, or delete it to start its run anew"
     if not path.is_file():
-        raise InputError(f"{what} {path} is not a file: {remedy}")
+        raise InputError(f"checkpoint {path} is not a file: {remedy}")
     try:
         verify_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load's own message advises to run the file's code
         raise InputError(
-            f"{what} {path} cannot be read ({type(error).__name__}): it is damaged or no "
-            f"{what}; {remedy}"
+            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or no "
+            f"checkpoint; {remedy}"
         ) from None
 
 
@@ -267,11 +268,7 @@ def load_backbone(model: MaskRCNN, path: str, norm: Mapping[str, Any]) -> str:
     if path.endswith(".ckpt"):
         checkpoint = read_checkpoint(path)
         before = checkpoint.get("norm") or {}
-        given = {
-            key.removeprefix("model."): value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith("model.")
-        }
+        given = _of_network(checkpoint)
     else:
         given = read_weights(path)
         before = norm_in(given)

@@ -28,8 +28,6 @@ def statistics_of(network: nn.Module, known: Tensor) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for _, layer in named_norm_layers(network):
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                continue
             if not isinstance(layer, LocalContextNorm | nn.GroupNorm | nn.InstanceNorm2d):
                 if hasattr(layer, "running_mean"):
                     continue

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from tasks import miniatures
 from tasks.config import plain
-from tasks.data import open_datasets
+from tasks.data import open_datasets, with_classes
 from tasks.errors import InputError
 from tasks.models import training_size
 from tasks.protocol import accumulated_batches, norm_label, task_facts
@@ -134,10 +134,7 @@ def _opened(cfg: DictConfig) -> _Samples | Check:
     if isinstance(found, Check):
         return found
     train, evaluation, names = found
-    if cfg.task.num_classes is None:
-        cfg = copy.deepcopy(cfg)
-        cfg.task.class_names = names
-        cfg.task.num_classes = cfg.task.outputs = len(names)
+    cfg = with_classes(cfg, names)
     return _Samples(cfg, train, evaluation, Check("data", True, f"found, {train:,} samples"))
 
 
