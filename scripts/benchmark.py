@@ -15,13 +15,11 @@ Writes benchmark.csv and benchmark.png (cost over window size) to --output.
 import argparse
 import contextlib
 import copy
-import csv
 import ctypes
 import functools
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,6 +33,7 @@ if "--small-pages" not in sys.argv:
 
 import gpu_static
 import torch
+from benchmark_table import Table, huge_pages, processor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -168,7 +167,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def measure_windowed(
     options: argparse.Namespace,
-    table: "Table",
+    table: Table,
     part: str = "windowed",
     prepare: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> None:
@@ -189,12 +188,12 @@ def measure_windowed(
         table.say_mean(f"{part}, {mode}", found)
 
 
-def measure_channels_last(options: argparse.Namespace, table: "Table") -> None:
-    """The same cases with both layers in channels-last."""
+def measure_channels_last(options: argparse.Namespace, table: Table) -> None:
+    """The same in channels-last, both layers."""
     measure_windowed(options, table, "channels-last", channels_last)
 
 
-def measure_fixed(options: argparse.Namespace, table: "Table") -> None:
+def measure_fixed(options: argparse.Namespace, table: Table) -> None:
     """What a call costs before and after the work on cells, of which this map has 64 a channel."""
     shape = (1, 4, 8, 8)
     for mode in ("forward", "forward+backward"):
@@ -204,7 +203,7 @@ def measure_fixed(options: argparse.Namespace, table: "Table") -> None:
         table.say(f"fixed part, {mode}: {more:.0f} microseconds more than GroupNorm's")
 
 
-def measure_shapes(options: argparse.Namespace, table: "Table") -> None:
+def measure_shapes(options: argparse.Namespace, table: Table) -> None:
     kinds: dict[tuple[str, bool], list[float]] = {}
     for what, batch, c, h, w, c_group, window in SHAPES:
         shape = (options.batch or batch, c, h, w)
@@ -217,7 +216,7 @@ def measure_shapes(options: argparse.Namespace, table: "Table") -> None:
         table.say_mean(f"shapes, {mode}, {kind}", found)
 
 
-def measure_windows(options: argparse.Namespace, table: "Table") -> None:
+def measure_windows(options: argparse.Namespace, table: Table) -> None:
     """One shape, all windows in one round, so that all ratios are of one run."""
     shape = (options.batch or 4, 64, 256, 512)
     functions = {"gn": layers(2, "all")["gn"]}
@@ -231,7 +230,7 @@ def measure_windows(options: argparse.Namespace, table: "Table") -> None:
         table.say(f"windows 3 to 255, {mode}: slowest over fastest {max(ours) / min(ours):.2f}")
 
 
-def measure_per_point(options: argparse.Namespace, table: "Table") -> None:
+def measure_per_point(options: argparse.Namespace, table: Table) -> None:
     """A window per point beside one window for all: smaller towards the border, and at random."""
     ratios: dict[str, list[float]] = {}
     for what, c, h, w, c_group, windows in WINDOWED:
@@ -263,7 +262,7 @@ def measure_per_point(options: argparse.Namespace, table: "Table") -> None:
         )
 
 
-def measure_algorithm1(options: argparse.Namespace, table: "Table") -> None:
+def measure_algorithm1(options: argparse.Namespace, table: Table) -> None:
     ratios = []
     for window in (31, 127, 255):
         shape = (1, 64, 256, 512)
@@ -275,7 +274,7 @@ def measure_algorithm1(options: argparse.Namespace, table: "Table") -> None:
     table.say(f"algorithm 1 over lcn: {min(ratios):.0f} to {max(ratios):.0f} times")
 
 
-def measure_layouts(options: argparse.Namespace, table: "Table") -> None:
+def measure_layouts(options: argparse.Namespace, table: Table) -> None:
     def cropped(x: Tensor) -> Tensor:
         return F.pad(x, (2, 2, 2, 2))[:, :, 2:-2, 2:-2]
 
@@ -318,7 +317,7 @@ def _status_kib(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def measure_memory(options: argparse.Namespace, table: "Table") -> None:
+def measure_memory(options: argparse.Namespace, table: Table) -> None:
     spawn = multiprocessing.get_context("spawn")
     for shape in ((4, 64, 256, 512), (1, 16, 512, 1024)):
         peaks = {}
@@ -336,7 +335,7 @@ def measure_memory(options: argparse.Namespace, table: "Table") -> None:
         )
 
 
-def measure_step(options: argparse.Namespace, table: "Table") -> None:
+def measure_step(options: argparse.Namespace, table: Table) -> None:
     """Forward, loss and backward of HRNetV2-W18-Small-v1 at 512 x 1024, window 227."""
     from tasks.models.hrnet import hrnetv2
 
@@ -383,7 +382,7 @@ print(b - a, c - b, d - c, e - d)
 """
 
 
-def measure_start(options: argparse.Namespace, table: "Table") -> None:
+def measure_start(options: argparse.Namespace, table: Table) -> None:
     runs = []
     for _ in range(4):
         result = subprocess.run(
@@ -395,121 +394,6 @@ def measure_start(options: argparse.Namespace, table: "Table") -> None:
         f"fresh process: import torch {torch_s:.2f} s, then lcn {lcn_s:.2f} s; "
         f"first forward {forward_s:.2f} s, first backward {backward_s:.2f} s"
     )
-
-
-class Table:
-    """Prints each result as it comes, and keeps all of them."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, object]] = []
-        self.lines: list[str] = []
-
-    def add(
-        self,
-        part: str,
-        what: str,
-        mode: str,
-        shape: tuple[int, ...],
-        c_group: int,
-        window: int | str,
-        times: dict[str, float],
-    ) -> None:
-        ratio = times["lcn"] / times["gn"]
-        row: dict[str, object] = {"part": part, "what": what, "mode": mode}
-        row |= {"shape": "x".join(map(str, shape)), "c_group": c_group, "window": window}
-        row.update({f"{name}_ms": f"{1e3 * value:.3f}" for name, value in times.items()})
-        self.rows.append({**row, "lcn_over_gn": f"{ratio:.3f}"})
-        slow = times.get("algorithm1")
-        note = f"  algorithm 1 {1e3 * slow:9.2f} ms" if slow else ""
-        print(
-            f"{what:36} {mode:17} {row['shape']:>16} c_group {c_group:>2} window {window!s:>4}"
-            f"  gn {1e3 * times['gn']:8.2f} ms  lcn {1e3 * times['lcn']:8.2f} ms"
-            f"  ratio {ratio:.2f}{note}",
-            flush=True,
-        )
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-        print(f"=> {line}", flush=True)
-
-    def say_mean(self, what: str, ratios: list[float]) -> None:
-        mean = math.exp(statistics.fmean(map(math.log, ratios)))
-        self.say(f"{what}: geometric mean {mean:.2f}, worst {max(ratios):.2f} of GroupNorm")
-
-    def compare(self, path: Path) -> None:
-        """Ratios of this run over those of an earlier one, of the cases that both have."""
-        case = ("part", "what", "mode", "shape", "c_group", "window")
-        with path.open(newline="", encoding="utf-8") as file:
-            earlier = {tuple(row[key] for key in case): row for row in csv.DictReader(file)}
-        changes: dict[tuple[str, str], list[float]] = {}
-        for row in self.rows:
-            old = earlier.get(tuple(str(row[key]) for key in case))
-            if old is not None:
-                change = float(str(row["lcn_over_gn"])) / float(old["lcn_over_gn"])
-                changes.setdefault((str(row["part"]), str(row["mode"])), []).append(change)
-        for (part, mode), found in changes.items():
-            mean = math.exp(statistics.fmean(map(math.log, found)))
-            self.say(
-                f"{part}, {mode}: lcn over gn is {mean:.2f} of that in {path} "
-                f"({min(found):.2f} to {max(found):.2f}, {len(found)} cases)"
-            )
-        if not changes:
-            self.say(f"{path} has none of these cases")
-
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        with (folder / "benchmark.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        self._plot(folder / "benchmark.png")
-
-    def _plot(self, path: Path) -> None:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(figsize=(7, 4))
-        for mode in ("forward", "forward+backward"):
-            rows = [r for r in self.rows if r["part"] == "windows" and r["mode"] == mode]
-            if rows:
-                ticks = [str(row["window"]) for row in rows]
-                for name in ("gn", "lcn"):
-                    times = [float(str(row[f"{name}_ms"])) for row in rows]
-                    axes.plot(ticks, times, marker="o", label=f"{name}, {mode}")
-        rows = [row for row in self.rows if row["part"] == "algorithm1"]
-        if rows:
-            # Measured at another batch size; its time is proportional to that.
-            scale = [4.0 for _ in rows]
-            times = [float(str(r["algorithm1_ms"])) * s for r, s in zip(rows, scale, strict=True)]
-            ticks = [str(row["window"]) for row in rows]
-            axes.plot(ticks, times, marker="s", label="Algorithm 1, forward+backward (x 4)")
-        axes.set(xlabel="window", ylabel="ms", yscale="log", title="Cost over window size, CPU")
-        if axes.lines:
-            axes.legend(fontsize=8)
-        figure.tight_layout()
-        figure.savefig(path, dpi=120)
-
-
-def processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return (
-                    f"{line.partition(':')[2].strip()}, {torch.backends.cpu.get_cpu_capability()}"
-                )
-    return f"{platform.processor() or platform.machine()}"
-
-
-def huge_pages() -> str:
-    with contextlib.suppress(OSError):
-        modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
-        mode = modes[modes.index("[") + 1 : modes.index("]")]
-        asks = os.environ.get("THP_MEM_ALLOC_ENABLE", "0")
-        return f"transparent huge pages: {mode}, THP_MEM_ALLOC_ENABLE={asks}"
-    return "no transparent huge pages"
 
 
 def keep_freed_memory() -> None:
@@ -541,13 +425,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=(*PARTS, WITHOUT_A_GPU),
-        default=list(PARTS),
-        help="parts to run",
-    )
+    parser.add_argument("--only", nargs="+", choices=(*PARTS, WITHOUT_A_GPU), default=list(PARTS),
+                        help="parts to run")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="batch size of all cases")
     parser.add_argument("--threads", type=int, help="number of threads (default: PyTorch's choice)")

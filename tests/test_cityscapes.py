@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import write_cityscapes
 from PIL import Image
 
 from tasks.config import compose
-from tasks.data import IGNORED, open_splits
+from tasks.data import IGNORED, open_datasets, open_splits
 from tasks.data.cityscapes import LABEL_IDS, Cityscapes
 from tasks.data.plots import colorize
 from tasks.errors import InputError
@@ -110,3 +111,11 @@ def test_unreadable_png_is_named(tiny_cityscapes, damage):
     path.write_bytes(broken[damage])
     with pytest.raises(InputError, match=rf"{path.name} cannot be read"):
         Cityscapes(tiny_cityscapes, "train")[0]
+
+
+def test_mode_test_needs_only_the_split_that_it_evaluates(tmp_path):
+    root = write_cityscapes(tmp_path, {"val": 2})
+    overrides = ["task=cityscapes", f"data.root={root}"]
+    assert len(open_datasets(compose([*overrides, "mode=test"])).eval) == 2
+    with pytest.raises(InputError, match="leftImg8bit/train"):
+        open_datasets(compose(overrides))

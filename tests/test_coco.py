@@ -1,6 +1,7 @@
 """The COCO files: what is read, and what is said of files that are not as they should be."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from pycocotools.coco import COCO
 
 from tasks.data import open_splits
 from tasks.data.coco import Coco
+from tasks.data.coco_json import _decoded_runs
 from tasks.errors import InputError
 
 HEIGHT, WIDTH = 20, 30
@@ -261,3 +263,93 @@ def test_an_unreadable_jpeg_is_named(tmp_path, damage):
 def test_importing_the_module_imports_no_torch():
     code = "import sys, tasks.data.coco; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+BIG = 1e308
+BAD_OBJECTS = [
+    {"bbox": None}, {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, "4"]}, {"bbox": [1, 2, 3, BIG]},
+    {"bbox": [float("nan"), 2, 3, 4]}, {"bbox": [1, 2, float("inf"), 4]}, {"bbox": [5, 5, -1, 2]},
+    {"bbox": [True, 2, 3, 4]}, {"area": None}, {"area": "9"}, {"area": -1.0}, {"area": BIG},
+    {"area": float("nan")}, {"area": 10**400}, {"iscrowd": "false"}, {"iscrowd": None},
+    {"iscrowd": 2}, {"iscrowd": 0.0}, {"id": None}, {"id": "1"}, {"id": 1.0}, {"id": 2**70},
+    {"image_id": None}, {"image_id": [10]}, {"image_id": 10.0}, {"category_id": {}},
+    {"segmentation": None}, {"segmentation": []}, {"segmentation": "x"}, {"segmentation": [[]]},
+    {"segmentation": [[1, 2, 3, 4]]}, {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]},
+    {"segmentation": [[1, 2, 3, 4, 5, None]]}, {"segmentation": [[1, 2, 3, 4, 5, BIG]]},
+    {"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, {"segmentation": [[1, 2, 3, 4, 5, [6]]]},
+    {"segmentation": {"size": [20, 30]}}, {"segmentation": {"size": [20, 30], "counts": None}},
+    {"segmentation": {"size": [20, 30], "counts": [599]}},
+    {"segmentation": {"size": [20, 30], "counts": [601]}},
+    {"segmentation": {"size": [20, 30], "counts": [700, -100]}},
+    {"segmentation": {"size": [20, 30], "counts": [300.0, 300.0]}},
+    {"segmentation": {"size": [20.0, 30], "counts": [600]}},
+    {"segmentation": {"size": [20, 30], "counts": "5"}},
+    {"segmentation": {"size": [20, 30], "counts": "o"}},
+    {"segmentation": {"size": [20, 30], "counts": "\u00e4"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BAD_OBJECTS, ids=lambda change: str(change)[:40])
+def test_an_annotation_that_would_lose_or_invent_an_object_is_named(tmp_path, change):
+    write(tmp_path, changed=lambda data: data["annotations"][0].update(change))
+    with pytest.raises(InputError, match=r"instances_train2017\.json"):
+        Coco(tmp_path, "train")
+
+
+BAD_ENTRIES = [
+    ("images", {"height": None}), ("images", {"width": 30.0}), ("images", {"height": 0}),
+    ("images", {"height": 10**6, "width": 10**6}), ("images", {"file_name": None}),
+    ("images", {"file_name": ""}), ("images", {"file_name": "a\0b"}),
+    ("images", {"file_name": "../x.jpg"}), ("images", {"file_name": "/etc/passwd"}),
+    ("images", {"file_name": "\ud800.jpg"}), ("categories", {"name": None}),
+    ("categories", {"name": ""}), ("categories", {"name": "a\nb"}), ("categories", {"id": "3"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "change"), BAD_ENTRIES, ids=lambda value: str(value)[:40])
+def test_an_image_or_category_that_makes_no_sense_is_named(tmp_path, section, change):
+    write(tmp_path, changed=lambda data: data[section][0].update(change))
+    with pytest.raises(InputError, match=r"instances_train2017\.json"):
+        Coco(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, '{"a":' * 100_000, "null", "3", '{"images": [1]}', "\xff\xfe", "1" * 5000,
+        '{"images": [null], "annotations": [], "categories": []}',
+        '{"images": [], "images": [], "annotations": [], "categories": []}',
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_a_document_that_is_none_of_coco_s_is_named(tmp_path, text):
+    path = write(tmp_path) / "annotations" / "instances_train2017.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"instances_train2017\.json"):
+        Coco(tmp_path, "train")
+
+
+def test_run_lengths_are_decoded_as_pycocotools_encodes_them():
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        mask = (rng.random(rng.integers(1, 40, 2)) < rng.random()).astype(np.uint8)
+        runs = _decoded_runs(mask_utils.encode(np.asfortranarray(mask))["counts"].decode())
+        values = np.resize([0, 1], len(runs))
+        assert np.array_equal(np.repeat(values, runs), mask.T.ravel())
+
+
+def test_images_may_lie_in_sub_folders(tmp_path):
+    def move(data):
+        data["images"][1]["file_name"] = "part/x.jpg"
+
+    write(tmp_path, changed=move)
+    folder = tmp_path / "train2017"
+    (folder / "part").mkdir()
+    shutil.move(folder / "000000000010.jpg", folder / "part" / "x.jpg")
+    sample = Coco(tmp_path, "train")[0]
+    assert (sample["name"], sample["image_id"]) == ("x", 10)
+
+
+def test_annotations_stay_as_they_are(tmp_path):
+    path = write(tmp_path) / "annotations" / "instances_train2017.json"
+    assert Coco(tmp_path, "train").ground_truth.dataset == json.loads(path.read_text())

@@ -1,7 +1,6 @@
 """Damaged and hostile files of every dataset: named in one line, or read as what they hold."""
 
 import io
-import json
 import os
 import random
 import shutil
@@ -17,17 +16,12 @@ import test_coco
 import test_imagenet
 from conftest import write_cityscapes
 from PIL import Image
-from pycocotools import mask as mask_utils
 
-from tasks.config import compose
-from tasks.data import open_datasets
 from tasks.data.cityscapes import Cityscapes
 from tasks.data.coco import Coco
-from tasks.data.coco_json import _decoded_runs
 from tasks.data.files import read_labels, read_rgb
 from tasks.data.imagenet import ImageNet
-from tasks.data.loading import EvalBatches, stack
-from tasks.data.tiles import Place, TileWindows, open_raster, read
+from tasks.data.tiles import Place, open_raster, read
 from tasks.errors import InputError
 
 # ------------------------------------------------------------------- something else than a file
@@ -350,93 +344,6 @@ def test_a_patch_that_changes_later_is_verified_again(tmp_path):
         dataset[0]
 
 
-# ----------------------------------------------------------------------------- COCO's annotations
-
-BIG = 1e308
-BAD_OBJECTS = [
-    {"bbox": None}, {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, "4"]}, {"bbox": [1, 2, 3, BIG]},
-    {"bbox": [float("nan"), 2, 3, 4]}, {"bbox": [1, 2, float("inf"), 4]}, {"bbox": [5, 5, -1, 2]},
-    {"bbox": [True, 2, 3, 4]}, {"area": None}, {"area": "9"}, {"area": -1.0}, {"area": BIG},
-    {"area": float("nan")}, {"area": 10**400}, {"iscrowd": "false"}, {"iscrowd": None},
-    {"iscrowd": 2}, {"iscrowd": 0.0}, {"id": None}, {"id": "1"}, {"id": 1.0}, {"id": 2**70},
-    {"image_id": None}, {"image_id": [10]}, {"image_id": 10.0}, {"category_id": {}},
-    {"segmentation": None}, {"segmentation": []}, {"segmentation": "x"}, {"segmentation": [[]]},
-    {"segmentation": [[1, 2, 3, 4]]}, {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]},
-    {"segmentation": [[1, 2, 3, 4, 5, None]]}, {"segmentation": [[1, 2, 3, 4, 5, BIG]]},
-    {"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, {"segmentation": [[1, 2, 3, 4, 5, [6]]]},
-    {"segmentation": {"size": [20, 30]}}, {"segmentation": {"size": [20, 30], "counts": None}},
-    {"segmentation": {"size": [20, 30], "counts": [599]}},
-    {"segmentation": {"size": [20, 30], "counts": [601]}},
-    {"segmentation": {"size": [20, 30], "counts": [700, -100]}},
-    {"segmentation": {"size": [20, 30], "counts": [300.0, 300.0]}},
-    {"segmentation": {"size": [20.0, 30], "counts": [600]}},
-    {"segmentation": {"size": [20, 30], "counts": "5"}},
-    {"segmentation": {"size": [20, 30], "counts": "o"}},
-    {"segmentation": {"size": [20, 30], "counts": "\u00e4"}},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("change", BAD_OBJECTS, ids=lambda change: str(change)[:40])
-def test_an_annotation_that_would_lose_or_invent_an_object_is_named(tmp_path, change):
-    test_coco.write(tmp_path, changed=lambda data: data["annotations"][0].update(change))
-    with pytest.raises(InputError, match=r"instances_train2017\.json"):
-        Coco(tmp_path, "train")
-
-
-BAD_ENTRIES = [
-    ("images", {"height": None}), ("images", {"width": 30.0}), ("images", {"height": 0}),
-    ("images", {"height": 10**6, "width": 10**6}), ("images", {"file_name": None}),
-    ("images", {"file_name": ""}), ("images", {"file_name": "a\0b"}),
-    ("images", {"file_name": "../x.jpg"}), ("images", {"file_name": "/etc/passwd"}),
-    ("images", {"file_name": "\ud800.jpg"}), ("categories", {"name": None}),
-    ("categories", {"name": ""}), ("categories", {"name": "a\nb"}), ("categories", {"id": "3"}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("section", "change"), BAD_ENTRIES, ids=lambda value: str(value)[:40])
-def test_an_image_or_category_that_makes_no_sense_is_named(tmp_path, section, change):
-    test_coco.write(tmp_path, changed=lambda data: data[section][0].update(change))
-    with pytest.raises(InputError, match=r"instances_train2017\.json"):
-        Coco(tmp_path, "train")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 100_000, '{"a":' * 100_000, "null", "3", '{"images": [1]}', "\xff\xfe", "1" * 5000,
-        '{"images": [null], "annotations": [], "categories": []}',
-        '{"images": [], "images": [], "annotations": [], "categories": []}',
-    ],
-    ids=lambda text: text[:20],
-)  # fmt: skip
-def test_a_document_that_is_none_of_coco_s_is_named(tmp_path, text):
-    path = test_coco.write(tmp_path) / "annotations" / "instances_train2017.json"
-    path.write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=r"instances_train2017\.json"):
-        Coco(tmp_path, "train")
-
-
-def test_run_lengths_are_decoded_as_pycocotools_encodes_them():
-    for seed in range(50):
-        rng = np.random.default_rng(seed)
-        mask = (rng.random(rng.integers(1, 40, 2)) < rng.random()).astype(np.uint8)
-        runs = _decoded_runs(mask_utils.encode(np.asfortranarray(mask))["counts"].decode())
-        values = np.resize([0, 1], len(runs))
-        assert np.array_equal(np.repeat(values, runs), mask.T.ravel())
-
-
-def test_images_may_lie_in_sub_folders(tmp_path):
-    def move(data):
-        data["images"][1]["file_name"] = "part/x.jpg"
-
-    test_coco.write(tmp_path, changed=move)
-    folder = tmp_path / "train2017"
-    (folder / "part").mkdir()
-    shutil.move(folder / "000000000010.jpg", folder / "part" / "x.jpg")
-    sample = Coco(tmp_path, "train")[0]
-    assert (sample["name"], sample["image_id"]) == ("x", 10)
-
-
 # -------------------------------------------------------------------- tables, names, leftovers
 
 
@@ -458,39 +365,3 @@ def test_leftovers_of_other_systems_are_no_data(tmp_path):
         (root / top / "train" / "__MACOSX").mkdir()
         (root / top / "train" / "__MACOSX" / f"x_{suffix}.png").write_bytes(b"\0")
     assert Cityscapes(root, "train").identity == identity
-
-
-# ------------------------------------------------------------------------- batches and splits
-
-
-def test_batches_hold_samples_of_one_size(tmp_path):
-    from test_tiles import make_tile, tile_set
-
-    tiles = [make_tile(tmp_path, f"a{n}", size) for n, size in enumerate([(20, 25), (40, 64)])]
-    windows = TileWindows(tile_set(tiles), (32, 32), 4)
-    batches = list(EvalBatches(windows.parts(), 3, size_of=windows.size_of))
-    assert [index for batch in batches for _, index in batch] == list(range(len(windows)))
-    for batch in batches:
-        assert len({windows[index]["image"].shape for _, index in batch}) == 1
-    assert len(batches) == 1 + -(-(len(windows) - 1) // 3)
-
-
-def test_images_of_unequal_size_in_a_batch_are_named():
-    import torch
-
-    samples = [{"image": torch.zeros(3, n, 8), "name": f"x{n}"} for n in (4, 5)]
-    with pytest.raises(InputError, match=r"4 x 8, 5 x 8, first x4\): set data.eval_batch_size=1"):
-        stack(samples)
-
-
-def test_mode_test_needs_only_the_split_that_it_evaluates(tmp_path):
-    root = write_cityscapes(tmp_path, {"val": 2})
-    overrides = ["task=cityscapes", f"data.root={root}"]
-    assert len(open_datasets(compose([*overrides, "mode=test"])).eval) == 2
-    with pytest.raises(InputError, match="leftImg8bit/train"):
-        open_datasets(compose(overrides))
-
-
-def test_annotations_stay_as_they_are(tmp_path):
-    path = test_coco.write(tmp_path) / "annotations" / "instances_train2017.json"
-    assert Coco(tmp_path, "train").ground_truth.dataset == json.loads(path.read_text())

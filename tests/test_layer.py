@@ -2,7 +2,6 @@
 
 import functools
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcn import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
+from lcn import ReleasedLocalContextNorm, TiledLocalContextNorm
 from lcn.functional import local_context_norm
-from lcn.kernels import huge_pages
 
 RULES = ("centered", "released", "tiled")
 BACKENDS = ("reference", "cpu")
@@ -115,23 +113,13 @@ SHAPES = [
 def test_forward_and_backward_equal_brute_force(backend, rule, n, c, per_group, h, w, window):
     x, weight, bias, grad = tensors(n, c, h, w)
 
-    def layer(x, weight, bias):
-        return local_context_norm(
-            x,
-            weight,
-            bias,
-            channels_per_group=per_group,
-            window=window,
-            eps=1e-2,
-            rule=rule,
-            backend=backend,
-        )
+    options = {"channels_per_group": per_group, "window": window, "eps": 1e-2, "rule": rule}
 
     def witness(x, weight, bias):
         return brute_force(x, weight, bias, per_group, window, 1e-2, rule)
 
     expected = outputs(witness, x, weight, bias, grad)
-    assert_same(outputs(layer, x, weight, bias, grad), expected, 1e-10)
+    assert_same(by_backend(backend, options, x, weight, bias, grad), expected, 1e-10)
 
 
 @settings(max_examples=100, deadline=None)
@@ -153,17 +141,9 @@ def test_any_shape_equals_brute_force(
     every_thread(threads)
     x, weight, bias, _ = tensors(n, groups * per_group, h, w, offset=offset)
     witness = brute_force(x, weight, bias, per_group, (p, q), 1e-2, rule)
+    options = {"channels_per_group": per_group, "window": (p, q), "eps": 1e-2, "rule": rule}
     for backend in BACKENDS:
-        y = local_context_norm(
-            x,
-            weight,
-            bias,
-            channels_per_group=per_group,
-            window=(p, q),
-            eps=1e-2,
-            rule=rule,
-            backend=backend,
-        )
+        y = local_context_norm(x, weight, bias, **options, backend=backend)
         assert (y - witness).abs().max() <= 1e-9 * witness.abs().max().clamp(min=1)
 
 
@@ -231,21 +211,11 @@ def every_thread():
 @pytest.mark.parametrize("window", [3, 7, (40, 5), "all"])
 def test_each_dtype_is_as_exact_as_its_rounding(dtype, window):
     x, weight, bias, grad = tensors(2, 4, 24, 40, dtype, offset=2.0)
-    y, dx, dweight, _ = outputs(
-        lambda x, *affine: local_context_norm(x, *affine, channels_per_group=2, window=window),
-        x,
-        weight.float(),
-        bias.float(),
-        grad,
-    )
-    exact, exact_dx, exact_dweight, _ = outputs(
-        lambda x, *affine: local_context_norm(
-            x, *affine, channels_per_group=2, window=window, backend="reference"
-        ),
-        x.double(),
-        weight.float().double(),
-        bias.float().double(),
-        grad,
+    weight, bias = weight.float(), bias.float()
+    options = {"channels_per_group": 2, "window": window}
+    y, dx, dweight, _ = by_backend("auto", options, x, weight, bias, grad)
+    exact, exact_dx, exact_dweight, _ = by_backend(
+        "reference", options, *(tensor.double() for tensor in (x, weight, bias)), grad
     )
     step = max(torch.finfo(dtype).eps, 1e-13)  # float64 sums are rounded in both
     assert y.dtype == dx.dtype == dtype
@@ -344,102 +314,9 @@ def test_window_covering_the_map_in_every_mixture_of_dtypes(dtype, affine, rule)
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_group_norm_gradients_in_the_global_case(backend):
     x, weight, bias, grad = (t.float() for t in tensors(2, 6, 9, 11, offset=3.0))
-    options = {"channels_per_group": 2, "window": "all", "backend": backend}
-    ours = outputs(
-        lambda x, *affine: local_context_norm(x, *affine, **options),
-        x,
-        weight,
-        bias,
-        grad,
-    )
+    ours = by_backend(backend, {"channels_per_group": 2, "window": "all"}, x, weight, bias, grad)
     theirs = outputs(lambda x, *a: nn.functional.group_norm(x, 3, *a), x, weight, bias, grad)
     assert_same(ours, theirs, 1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 30, 30), (1, 6, 7, 7), (2, 6, 523, 2), (1, 6, 20, 64)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_group_norm_in_the_global_case_of_large_tensors(dtype, shape, monkeypatch):
-    """Where huge pages are to be had the CPU kernel runs, on rows of another length."""
-    x, weight, bias, grad = (t.to(dtype) for t in tensors(*shape, offset=3.0))
-    monkeypatch.setattr(huge_pages, "would_help", lambda x: True)
-    ours = outputs(
-        lambda x, *a: local_context_norm(x, *a, channels_per_group=2, window=600),
-        *(x, weight, bias, grad),
-    )
-    exact = [t.double() for t in (x, weight, bias, grad)]
-    theirs = outputs(lambda x, *a: nn.functional.group_norm(x, 3, *a), *exact)
-    assert ours[0].shape == shape
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.dtype == dtype
-        step = max(8 * torch.finfo(dtype).eps, 1e-12)  # the witness itself is float64
-        assert (one.double() - other).abs().max() <= step * other.abs().max()
-
-
-@pytest.mark.parametrize("window", [3, "all"])
-@pytest.mark.parametrize("large", [False, True])
-def test_the_result_is_no_view(window, large, monkeypatch):
-    """An in-place activation after the layer, as most networks have, would copy a view."""
-    monkeypatch.setattr(huge_pages, "would_help", lambda x: large)
-    x = torch.randn(1, 4, 16, 16, requires_grad=True)
-    y = local_context_norm(x, channels_per_group=2, window=window)
-    assert not y._is_view()
-
-
-def huge_page_bytes(tensor):
-    """By the system's own account: of the mapping that holds the middle of a tensor."""
-    middle = tensor.data_ptr() + tensor.numel() * tensor.itemsize // 2
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first, _, rest = line.partition(" ")
-        if "-" in first:
-            start, stop = (int(address, 16) for address in first.split("-"))
-            inside = start <= middle < stop
-        elif inside and first == "AnonHugePages:":
-            return 1024 * int(rest.split()[0])
-    return 0
-
-
-@pytest.mark.parametrize("window", [63, "all"])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_a_large_result_lies_on_huge_pages(window, channels_last):
-    x = torch.randn(1, 16, 512, 1100)  # 36 MB
-    if not huge_pages.would_help(x):
-        pytest.skip("this system gives no huge pages to programs that ask for them")
-    if channels_last:
-        if window == "all":
-            pytest.skip("left to PyTorch's Group Normalization")
-        x = x.contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
-    y = local_context_norm(x, channels_per_group=2, window=window)
-    (dx,) = torch.autograd.grad(y.sum(), x)
-    for result in (y, dx):
-        assert huge_page_bytes(result) >= 0.9 * 4 * x.numel()
-
-
-@pytest.mark.parametrize(
-    ("mode", "pytorch_asks"),
-    [
-        ("[always] madvise never", "0"),
-        ("always madvise [never]", "0"),
-        (None, "0"),
-        ("always [madvise] never", "1"),
-    ],
-)
-def test_results_where_there_are_no_huge_pages_to_ask_for(
-    mode, pytorch_asks, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(huge_pages, "_SYSTEM", tmp_path)
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", pytorch_asks)
-    if mode:
-        (tmp_path / "enabled").write_text(mode)
-        (tmp_path / "hpage_pmd_size").write_text("2097152")
-    huge_pages._page_bytes.cache_clear()
-    try:
-        large = torch.empty(1, 1, 3000, 3000)
-        assert not huge_pages.would_help(large)
-        assert huge_pages.empty_like(large, torch.contiguous_format).shape == large.shape
-    finally:
-        huge_pages._page_bytes.cache_clear()
 
 
 def test_window_moves_inside_at_a_border_instead_of_shrinking():
@@ -460,18 +337,14 @@ def test_gradcheck(rule, backend, window):
         pytest.skip("its statistics are constants by definition; see the brute force test")
     x, weight, bias, _ = tensors(1, 4, 5, 4)
 
-    def function(x, weight, bias):
-        return local_context_norm(
-            x,
-            weight,
-            bias,
-            channels_per_group=2,
-            window=window,
-            eps=1e-2,
-            rule=rule,
-            backend=backend,
-        )
-
+    function = functools.partial(
+        local_context_norm,
+        channels_per_group=2,
+        window=window,
+        eps=1e-2,
+        rule=rule,
+        backend=backend,
+    )
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     assert torch.autograd.gradcheck(function, inputs)
     if backend == "reference":  # which the other backends take for a second derivative
@@ -543,57 +416,3 @@ def test_batch_of_none_and_gradients():
         y.sum().backward()
         assert y.shape == x.shape
         assert torch.equal(weight.grad, torch.zeros(4))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"x": torch.randn(5, 5)}, r"x must be \[N, C, H, W\] or \[C, H, W\].*\(5, 5\)"),
-        ({"x": torch.ones(1, 4, 5, 5, dtype=torch.int64)}, r"x must be float64.*int64"),
-        ({"x": torch.randn(1, 4, 0, 5)}, r"at least 1, got shape \(1, 4, 0, 5\)"),
-        ({"channels_per_group": 3}, "channels_per_group must be a positive divisor of the 4.*3"),
-        ({"channels_per_group": 0}, "channels_per_group must be a positive divisor.*got 0"),
-        ({"channels_per_group": 2.0}, "channels_per_group must be a positive int, got 2.0"),
-        ({"window": 0}, "window must be a positive int.*got 0"),
-        ({"window": (3, -1)}, r"window must be.*got \(3, -1\)"),
-        ({"window": "whole"}, "window must be.*'all', got 'whole'"),
-        ({"window": (3, 3, 3)}, "window must be"),
-        ({"eps": -1.0}, "eps must be at least 0, got -1.0"),
-        ({"weight": torch.ones(3)}, r"weight must have shape \(4,\).*\(3,\)"),
-        ({"rule": "center"}, "rule must be one of.*got 'center'"),
-        ({"backend": "cuda"}, "backend must be one of.*got 'cuda'"),
-    ],
-)
-def test_a_wrong_argument_is_named_with_its_value_and_what_is_allowed(changes, message):
-    arguments = {"x": torch.randn(1, 4, 5, 5), "channels_per_group": 2, "window": 3, **changes}
-    with pytest.raises(ValueError, match=message):
-        local_context_norm(**arguments)
-
-
-def test_a_number_of_groups_instead_of_channels_per_group():
-    for layer in (LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm):
-        assert layer(12, num_groups=3).channels_per_group == 4
-        assert layer(12).channels_per_group == 2
-        assert layer(12).num_groups == 6
-    x = torch.randn(2, 12, 5, 5)
-    ours = LocalContextNorm(12, num_groups=3, window="all")
-    torch.testing.assert_close(ours(x), nn.GroupNorm(3, 12)(x))
-    with pytest.raises(ValueError, match="channels_per_group or num_groups, not both; got 2 and 6"):
-        LocalContextNorm(12, 2, num_groups=6)
-    with pytest.raises(ValueError, match="num_groups must divide num_channels = 12, got 5"):
-        LocalContextNorm(12, num_groups=5)
-    with pytest.raises(ValueError, match="num_groups must be a positive int, got 0"):
-        LocalContextNorm(12, num_groups=0)
-
-
-def test_layer_arguments_are_checked_when_it_is_made():
-    with pytest.raises(ValueError, match="channels_per_group must divide num_channels = 18, got 4"):
-        LocalContextNorm(18, 4)
-    with pytest.raises(ValueError, match="num_channels must be a positive int, got 0"):
-        LocalContextNorm(0)
-    with pytest.raises(ValueError, match="window must be"):
-        LocalContextNorm(4, 2, 0)
-    with pytest.raises(ValueError, match="4 channels, as this layer, got 6"):
-        LocalContextNorm(4)(torch.randn(1, 6, 3, 3))
-    with pytest.raises(ValueError, match="4 channels, as this layer, got 6"):
-        LocalContextNorm(4, affine=False)(torch.randn(6, 3, 3))

@@ -5,13 +5,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from test_tiles import make_tile, tile_set
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tasks.config import compose
 from tasks.data.cityscapes import Cityscapes
-from tasks.data.loading import Augmented, EvalBatches, TrainBatches
+from tasks.data.loading import Augmented, EvalBatches, TrainBatches, stack
+from tasks.data.tiles import TileWindows
 from tasks.data.transforms import Lighting, RandomScaleCrop, make_transform
+from tasks.errors import InputError
 
 
 def settings(*overrides):
@@ -160,3 +163,19 @@ def test_imagenet_s_colours_are_jittered_and_lit_in_training_alone():
     assert jitter.hue is None
     plain = make_transform(compose(["task=cityscapes"]), True)
     assert not any(isinstance(step, Lighting | v2.ColorJitter) for step in plain.transforms)
+
+
+def test_batches_hold_samples_of_one_size(tmp_path):
+    tiles = [make_tile(tmp_path, f"a{n}", size) for n, size in enumerate([(20, 25), (40, 64)])]
+    windows = TileWindows(tile_set(tiles), (32, 32), 4)
+    batches = list(EvalBatches(windows.parts(), 3, size_of=windows.size_of))
+    assert [index for batch in batches for _, index in batch] == list(range(len(windows)))
+    for batch in batches:
+        assert len({windows[index]["image"].shape for _, index in batch}) == 1
+    assert len(batches) == 1 + -(-(len(windows) - 1) // 3)
+
+
+def test_images_of_unequal_size_in_a_batch_are_named():
+    samples = [{"image": torch.zeros(3, n, 8), "name": f"x{n}"} for n in (4, 5)]
+    with pytest.raises(InputError, match=r"4 x 8, 5 x 8, first x4\): set data.eval_batch_size=1"):
+        stack(samples)
