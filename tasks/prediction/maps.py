@@ -250,6 +250,8 @@ def _writing(path: Path, **profile: Any) -> Iterator[rasterio.io.DatasetWriter]:
         try:
             with rasterio.open(path, "w", **profile) as file:
                 yield file
+        except UnicodeEncodeError:
+            raise InputError(f"{path} cannot be written: rename the image, in UTF-8") from None
         except (OSError, rasterio.errors.RasterioError) as error:
             raise InputError(f"{path} cannot be written ({error}); is the disk full?") from None
 
