@@ -189,7 +189,7 @@ def measure_windowed(
 
 
 def measure_channels_last(options: argparse.Namespace, table: Table) -> None:
-    """The same in channels-last, both layers."""
+    """The same cases with both layers in channels-last."""
     measure_windowed(options, table, "channels-last", channels_last)
 
 

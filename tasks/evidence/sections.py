@@ -126,7 +126,7 @@ def _series_of_others(runs: list[FinishedRun]) -> list[Series]:
 
 
 def _settings(run: FinishedRun) -> str:
-    """The same for runs that differ in nothing but the seed."""
+    """A text that is the same for runs that differ in nothing but the seed."""
     settings = settings_of_run(run)
     if settings is None:
         return str(run.directory)

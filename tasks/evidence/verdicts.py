@@ -61,7 +61,7 @@ def difference_to_gn(evidence: Evidence, page: str, row: Row) -> Difference | No
 
 
 def published_difference(row: Row) -> float | None:
-    """The paper's, to GN; None for GN itself."""
+    """The paper's difference to GN; None for GN itself."""
     gn = baseline(row)
     return None if gn is None else row.published[row.primary] - gn.published[row.primary]
 

@@ -20,7 +20,7 @@ _AGAIN = "get the file again"
 
 
 def find_images(inputs: list[Path]) -> list[Path]:
-    """The files, and those of the folders that are images.
+    """The files among the inputs, and the images in the folders among them.
 
     Raises:
         InputError: an input does not exist or is of no format that can be read, or two of them
@@ -90,7 +90,7 @@ class Source:
             )
 
     def read(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
-        """What there is of a rectangle, [h, w, bands], and which pixels have data, bool [h, w].
+        """A rectangle as far as the image has it, [h, w, bands]; where it has data, bool [h, w].
 
         Raises:
             InputError: it cannot be read.

@@ -35,7 +35,7 @@ class Tile:
     core: Place
 
     def whole(self, size: Pair) -> "Tile":
-        """The same window, deciding all that it has of an image of that size."""
+        """The same window, whose core is all of it that lies in an image of that size."""
         return Tile(self.index, self.window, self.window.inside(size))
 
 
@@ -167,7 +167,7 @@ _MEASURE = "scripts/consistency.py measures how many classes change with the til
 
 @dataclass(frozen=True)
 class Choice:
-    """How an image is cut, whether that is exact, and a sentence that says it."""
+    """How an image is cut, whether the result is exact, and a sentence that says so."""
 
     tiling: Tiling
     exact: bool

@@ -25,7 +25,7 @@ log = logging.getLogger("train")
 
 @dataclass
 class Outcome:
-    """What a training came to: scores in percent, their breakdown by class, files written.
+    """The outcome of a training: scores in percent, scores by class, files written.
 
     A split whose labels are not public has no scores: its predictions are written as the benchmark
     wants them submitted.
