@@ -8,8 +8,8 @@ Writes checks.json and audit.csv into results/, which scripts/tables.py and scri
 """
 
 import argparse
-from pathlib import Path
 
+from tasks.config import path_of
 from tasks.errors import InputError, command
 from tasks.evidence.checks import CHECKS, run_checks
 from tasks.evidence.claims import CLAIMS_FILE, claims, unknown_quotations, unknown_settings
@@ -24,7 +24,7 @@ def main() -> None:
         "checks", nargs="*", metavar="CHECK", help=f"any of {', '.join(CHECKS)} (default: all)"
     )
     parser.add_argument(
-        "--paper", type=Path, help="text file of the paper, to compare the quotes with"
+        "--paper", type=path_of, help="text file of the paper, to compare the quotes with"
     )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.checks if name not in CHECKS]

@@ -10,35 +10,29 @@ divide the work. With --convert, norm=... among the inputs is the norm to use in
 
 import argparse
 import sys
-from pathlib import Path
 
-from tasks.errors import InputError, command, say
+from tasks.config import path_of
+from tasks.errors import InputError, command
 
 
 @command
 def main() -> None:
     arguments = parse()
-    try:
-        if not Path(arguments.run).expanduser().is_dir():
-            raise InputError(f"{arguments.run} is no folder: give a run's directory or an export")
-        from tasks.prediction.command import predict_all
+    if not arguments.run.is_dir():
+        raise InputError(f"{arguments.run} is no folder: give a run's directory or an export")
+    from tasks.prediction.command import predict_all
 
-        sys.exit(predict_all(arguments))
-    except OSError as error:
-        say(f"error: {error.strerror}: {error.filename}")
+    if predict_all(arguments):
         sys.exit(2)
-    except KeyboardInterrupt:
-        say("stopped; the same command continues")
-        sys.exit(130)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", metavar="RUN", help="a run's directory, or an export")
+    parser.add_argument("run", metavar="RUN", type=path_of, help="a run's directory, or an export")
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="PNG, JPEG, TIFF, VRT, or a folder of them"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--out", type=path_of, required=True, help="folder to write into")
     parser.add_argument(
         "--halo",
         type=halo,
@@ -94,7 +88,7 @@ def parse() -> argparse.Namespace:
     )
     arguments = parser.parse_intermixed_args()
     arguments.norm = [text for text in arguments.inputs if text.startswith(("norm=", "norm."))]
-    arguments.inputs = [Path(text) for text in arguments.inputs if text not in arguments.norm]
+    arguments.inputs = [path_of(text) for text in arguments.inputs if text not in arguments.norm]
     return arguments
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from lcn.functional import local_context_norm
+from tasks.config import path_of
+from tasks.errors import command, told_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -79,13 +81,15 @@ def mask(out: Path) -> None:
     draw(out / "windows_mask.png", panels)
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder to write")
+    parser.add_argument("--out", type=path_of, default=Path("docs/images"), help="folder to write")
     out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    border(out)
-    mask(out)
+    with told_of(out):
+        out.mkdir(parents=True, exist_ok=True)
+        border(out)
+        mask(out)
 
 
 if __name__ == "__main__":

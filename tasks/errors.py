@@ -129,16 +129,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """A script's main function, whose mistakes of the user end in a message and exit code 2."""
+    """A script's main function: a mistake of the user ends in a message and exit code 2."""
 
     @functools.wraps(main)
     def wrapped() -> None:
         open_console()
         try:
             main()
+            sys.stdout.flush()  # here, where a full disk or a closed pipe is still answered
         except InputError as error:
             say(f"error: {error}")
             sys.exit(2)
+        except KeyboardInterrupt:
+            say("stopped; give the same command again")
+            sys.exit(130)
+        except BrokenPipeError:  # the reader, such as `head`, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(141)
         except Exception as error:
             message = lack(error)
             if message is None:

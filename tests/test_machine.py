@@ -140,6 +140,47 @@ def test_no_memory_is_a_message():
         assert lack(error) is None
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [(KeyboardInterrupt(), 130, "stopped; give the same command again\n"),
+     (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "error: x: No space left on devi")],
+)  # fmt: skip
+def test_a_script_that_is_stopped_or_has_no_space_shows_no_trace(capsys, error, code, message):
+    @command
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize(("target", "code"), [("/dev/full", 2), ("closed pipe", 141)])
+def test_output_that_cannot_be_written_shows_no_trace(target, code):
+    script = "from tasks.errors import command\ncommand(lambda: print('x' * 100000))()"
+    if target == "closed pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open(target, os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_every_script_ends_as_a_command():
+    scripts = [path for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()]
+    assert len(scripts) > 8
+    for path in scripts:
+        assert "@command\ndef main" in path.read_text(), path
+
+
 def test_a_script_without_memory_says_so(capsys):
     @command
     def main():

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rasterio.transform import from_origin
 from safetensors.torch import save_file
+from test_machine import files_of_at_most
 
 from lcn import LocalContextNorm
 from tasks.config import compose
@@ -26,9 +27,9 @@ from tasks.models import build_model
 from tasks.prediction.command import predict_all
 from tasks.prediction.maps import NODATA, Options, predict_map
 from tasks.prediction.masked import masked_norm
-from tasks.prediction.network import Network, load_network, predict
+from tasks.prediction.network import Network, device_of, load_network, predict
 from tasks.prediction.parts import entered
-from tasks.prediction.source import find_images
+from tasks.prediction.source import Source, find_images
 
 
 def make_export(folder: Path, *overrides: str) -> Path:
@@ -307,6 +308,139 @@ def test_bands_are_chosen_and_sixteen_bits_scaled(network, tmp_path):
     (target,), _ = run(network, path, tmp_path / "out", bands=(3, 2, 1), scale=2550.0)
     with rasterio.open(target) as file:
         np.testing.assert_array_equal(file.read(1), predict(network, image))
+
+
+def test_values_that_are_not_finite_are_no_data_and_never_a_class(network, tmp_path):
+    image = noise(50, 60)
+    values = (image / 255).astype(np.float32)
+    values[10:20, 30:45, 1] = np.nan
+    values[40, 5] = np.inf
+    path = write_raster(tmp_path / "holes.tif", values)
+    (target,), _ = run(network, path, tmp_path / "out")
+    lost = ~np.isfinite(values).all(-1)
+    with rasterio.open(target) as file:
+        found = file.read(1)
+    np.testing.assert_array_equal(found == NODATA, lost)
+    with pytest.raises(InputError, match="not finite"):
+        predict(network, values)
+    plain = write_raster(tmp_path / "plain.tif", image)
+    with pytest.raises(InputError, match="not finite"):
+        run(network, plain, tmp_path / "out", scale=1e-300)
+    assert not (tmp_path / "out" / "plain_classes.tif").exists()
+
+
+@pytest.mark.parametrize("cog", [False, True])
+def test_a_raster_that_gdal_could_not_write_whole_is_no_result(network, tmp_path, monkeypatch, cog):
+    path = write_raster(tmp_path / "scene.tif", noise(90, 70))
+    (straight,), _ = run(network, path, tmp_path / "straight", core=32, cog=cog)
+    name = "scene_classes.cog.tif" if cog else "scene_classes.tif"
+    opened = rasterio.open
+
+    def cut_short(place, mode="r", **options):  # what a full disk leaves, and no error
+        if mode == "r" and Path(place).name == name and Path(place).exists():
+            os.truncate(place, Path(place).stat().st_size - 200)
+        return opened(place, mode, **options)
+
+    monkeypatch.setattr("rasterio.open", cut_short)
+    with pytest.raises(InputError, match=rf"{name} cannot be written .*is the disk full"):
+        run(network, path, tmp_path / "out", core=32, cog=cog)
+    assert names_in(tmp_path / "out") == [".scene.parts"]
+    monkeypatch.undo()
+    (again,), _ = run(network, path, tmp_path / "out", core=32, cog=cog)
+    assert again.read_bytes() == straight.read_bytes()
+
+
+def test_a_full_disk_is_named_by_every_part_and_result(network, tmp_path):
+    path = write_raster(tmp_path / "scene.tif", noise(90, 70))
+    for size in (0, 300, 1000, 1500):
+        with files_of_at_most(size), pytest.raises(InputError, match="cannot be written"):
+            run(network, path, tmp_path / "out", core=32)
+        left = names_in(tmp_path / "out" / ".scene.parts")
+        assert not any(name.endswith(".tmp") for name in left)
+    assert names_in(tmp_path / "out") == [".scene.parts"]
+    run(network, path, tmp_path / "out", core=32)
+    assert names_in(tmp_path / "out") == ["scene_classes.tif"]
+
+
+def test_probabilities_of_an_earlier_prediction_do_not_stay_beside_new_classes(network, tmp_path):
+    path, out = write_raster(tmp_path / "scene.tif", noise(40, 50)), tmp_path / "out"
+    run(network, path, out, probabilities=True)
+    (out / "scene_classes.tif").unlink()
+    with pytest.raises(InputError, match=r"scene_probabilities\.tif exists; .* --overwrite"):
+        run(network, path, out)
+    run(network, path, out, overwrite=True)
+    assert names_in(out) == ["scene_classes.tif"]
+    foreign = write_raster(out / "scene_probabilities.tif", noise(4, 5)).read_bytes()
+    run(network, path, out, overwrite=True)  # not ours: it stays
+    assert (out / "scene_probabilities.tif").read_bytes() == foreign
+
+
+@pytest.mark.parametrize("kind", ["folder", "another picture"])
+def test_only_maps_are_overwritten(network, tmp_path, kind):
+    path, out = write_raster(tmp_path / "scene.tif", noise(40, 50)), tmp_path / "out"
+    out.mkdir()
+    target = out / "scene_classes.tif"
+    target.mkdir() if kind == "folder" else write_raster(target, noise(4, 5))
+    for overwrite, message in ((False, "exists"), (True, "is no map of a prediction: move it")):
+        with pytest.raises(InputError, match=f"scene_classes.tif {message}"):
+            run(network, path, out, overwrite=overwrite)
+    assert names_in(out) == ["scene_classes.tif"]
+
+
+@pytest.mark.parametrize("what", ["file", "lock", "plan.json", "no text"])
+def test_what_stands_in_the_place_of_parts_is_named(network, tmp_path, what):
+    path, parts = write_raster(tmp_path / "scene.tif", noise(40, 50)), tmp_path / ".scene.parts"
+    if what == "file":
+        parts.touch()
+    elif what == "no text":
+        parts.mkdir()
+        (parts / "plan.json").write_bytes(b"\xff\xfe")
+    else:
+        (parts / what).mkdir(parents=True)
+    with pytest.raises(
+        InputError, match=r"\.scene\.parts (cannot be written|has a part of another)"
+    ):
+        run(network, path, tmp_path)
+
+
+def test_an_image_that_is_named_twice_is_one_and_links_that_lead_nowhere_are_named(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.fromarray(noise(4, 5)).save(picture)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert find_images([picture, tmp_path / "." / "a.png", picture]) == [picture]
+    assert find_images([picture, tmp_path]) == [picture, tmp_path / "loop.png"]
+    with pytest.raises(InputError, match=r"loop\.png"):
+        Source(tmp_path / "loop.png", None, 3)
+
+
+def test_a_name_that_is_no_utf8_is_named(network, tmp_path):
+    path = tmp_path / os.fsdecode(b"bad\xff.png")
+    Image.fromarray(noise(4, 5)).save(path)
+    with pytest.raises(InputError, match="UTF-8 names alone; rename it"):
+        run(network, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_maps_are_not_written_among_the_images_they_would_become(tmp_path):
+    Image.fromarray(noise(4, 5)).save(tmp_path / "a.png")
+    assert find_images([tmp_path], tmp_path / "out") == [tmp_path / "a.png"]
+    with pytest.raises(InputError, match=r"--out .* is a folder of images too"):
+        find_images([tmp_path], tmp_path / "x" / "..")
+
+
+def test_a_vrt_whose_raster_is_missing_says_which(network, tmp_path):
+    rasterio.shutil.copy(
+        write_raster(tmp_path / "gone.tif", noise(4, 5)), tmp_path / "a.vrt", driver="VRT"
+    )
+    (tmp_path / "gone.tif").unlink()
+    with pytest.raises(InputError, match=r"a\.vrt cannot be read \(.*gone\.tif"):
+        run(network, tmp_path / "a.vrt", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["meta", "tpu", "cuda:99"])
+def test_a_device_that_cannot_compute_is_named(name):
+    with pytest.raises(InputError, match=f"--device {name}: this machine has no such device"):
+        device_of(name)
 
 
 def test_an_image_smaller_than_the_stride_is_padded_by_its_border(tmp_path):

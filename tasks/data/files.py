@@ -60,10 +60,13 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}); {remedy}") from None
+        raise InputError(f"{path} cannot be read ({reason_of(error)}); {remedy}") from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line and without the path."""
+    while error.__cause__ is not None and "See previous exception" in str(error):  # rasterio
+        error = error.__cause__
     strerror = error.strerror if isinstance(error, OSError) else None  # str() repeats the path
     text = " ".join(str(strerror or error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tasks.data.files import read_rgb
-from tasks.errors import InputError, say, write_atomically
+from tasks.errors import InputError, say, told_of, write_atomically
 from tasks.prediction.maps import Options, predict_map
 from tasks.prediction.network import Network, device_of, load_network, predict
 from tasks.prediction.objects import predict_objects
@@ -21,7 +21,7 @@ def predict_all(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: nothing can be predicted at all.
     """
-    paths = find_images(arguments.inputs)
+    paths = find_images(arguments.inputs, arguments.out)
     network = load_network(
         arguments.run, device_of(arguments.device), arguments.checkpoint, arguments.norm,
         arguments.convert,
@@ -86,6 +86,7 @@ def _table(
         table.writerow([str(path), names[best], f"{found[best]:.6f}", *every])
     if failed == len(paths):
         return [], failed
-    out.mkdir(parents=True, exist_ok=True)
+    with told_of(out):
+        out.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text.getvalue())
     return [target], failed

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from tasks.data.files import reading
+from tasks.data.files import reading, reason_of
 from tasks.data.plots import colorize
 from tasks.data.tiles import Place
-from tasks.errors import InputError
+from tasks.errors import InputError, told_of
 from tasks.prediction.network import Network, predict_tile
 from tasks.prediction.parts import Parts, entered
 from tasks.prediction.source import Source
@@ -75,6 +77,8 @@ def predict_map(
     Raises:
         InputError: the image cannot be read or does not fit, or a map exists.
     """
+    if any("\udc80" <= sign <= "\udcff" for sign in f"{path}{out}"):  # bytes that are no text
+        raise InputError(f"{path}: GDAL takes UTF-8 names alone; rename it, or set a UTF-8 locale")
     source = Source(path, options.bands, len(network.bands))
     with contextlib.closing(source):
         first, _ = source.read(Place(0, 0, 1, 1))
@@ -92,9 +96,15 @@ def predict_map(
         plan = _plan(network, source, options, choice.tiling)
         mark = hashlib.sha256(plan.encode()).hexdigest()
         final = _targets(source, out, options)
-        for target in final.values():
-            if not options.overwrite and target.exists() and _mark_of(target) != mark:
+        stale = _stale(path.stem, out, final)
+        for target in (*final.values(), *stale):
+            known = _mark_of(target) if target.exists() else mark
+            if known != mark and not options.overwrite:
                 raise InputError(f"{target} exists; write it anew with --overwrite")
+            if known is None:
+                raise InputError(
+                    f"{target} is no map of a prediction: move it, or give another --out"
+                )
         with (
             entered(out / f".{path.stem}.parts", plan, options.overwrite) as parts,
             rasterio.Env(GDAL_CACHEMAX=256, GDAL_TIFF_INTERNAL_MASK=True),
@@ -107,7 +117,9 @@ def predict_map(
             with parts.finishing() as first_here:
                 if first_here:
                     if not made:
-                        _assemble(network, source, options, parts, choice.tiling, final, mark)
+                        _assemble(
+                            network, source, options, parts, choice.tiling, final, stale, mark
+                        )
                     parts.remove()
     return list(final.values())
 
@@ -121,6 +133,12 @@ def _targets(source: Source, out: Path, options: Options) -> dict[str, Path]:
     if options.probabilities:
         final["probabilities"] = out / f"{name}_probabilities.tif"
     return final
+
+
+def _stale(name: str, out: Path, final: dict[str, Path]) -> list[Path]:
+    """Probabilities of an earlier prediction, which do not belong to the new classes."""
+    path = out / f"{name}_probabilities.tif"
+    return [path] if "probabilities" not in final and _mark_of(path) is not None else []
 
 
 def _plan(network: Network, source: Source, options: Options, tiling: Tiling) -> str:
@@ -143,7 +161,7 @@ def _mark_of(path: Path) -> str | None:
     """The digest kept in a result; None if the file is no result or does not exist."""
     from PIL import Image
 
-    with contextlib.suppress(OSError, rasterio.errors.RasterioError), warnings.catch_warnings():
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # decoders raise anything
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         if path.suffix == ".png":
             with Image.open(path) as picture:
@@ -243,17 +261,53 @@ def _predict_part(network: Network, source: Source, options: Options, tile: Tile
     return found
 
 
+class _Raster:
+    """A raster that is written by windows, and knows what was written."""
+
+    def __init__(self, path: Path, file: rasterio.io.DatasetWriter):
+        self.path, self.file = path, file
+        self._sums: list[tuple[Window, int]] = []
+
+    def write(self, values: np.ndarray, window: Window) -> None:
+        with _gdal_writes(self.path):
+            self.file.write(values, window=window)
+        self._sums.append((window, zlib.crc32(values.tobytes())))
+
+    def require_in(self, path: Path) -> None:
+        """Raises OSError unless a file has all of it."""
+        with rasterio.open(path) as file:
+            for window, total in self._sums:
+                if zlib.crc32(file.read(window=window).tobytes()) != total:
+                    raise OSError("a part of it is missing")
+
+
 @contextlib.contextmanager
-def _writing(path: Path, **profile: Any) -> Iterator[rasterio.io.DatasetWriter]:
+def _writing(path: Path, **profile: Any) -> Iterator[_Raster]:
+    """A raster to write. It is read again at the end: on a full disk GDAL may close a file that
+    lacks a part, without an error.
+
+    Raises:
+        InputError: it could not be written.
+    """
+    try:
+        with _gdal_writes(path):
+            with rasterio.open(path, "w", **profile) as file:
+                yield (raster := _Raster(path, file))
+            raster.require_in(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _gdal_writes(path: Path) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(path, "w", **profile) as file:
-                yield file
-        except UnicodeEncodeError:
-            raise InputError(f"{path} cannot be written: rename the image, in UTF-8") from None
-        except (OSError, rasterio.errors.RasterioError) as error:
-            raise InputError(f"{path} cannot be written ({error}); is the disk full?") from None
+            yield
+        except (OSError, rasterio.errors.RasterioError, CPLE_BaseError) as error:
+            reason = reason_of(error)
+            raise InputError(f"{path} cannot be written ({reason}); is the disk full?") from None
 
 
 def _assemble(
@@ -263,6 +317,7 @@ def _assemble(
     parts: Parts,
     tiling: Tiling,
     final: dict[str, Path],
+    stale: list[Path],
     mark: str,
 ) -> None:
     """Puts the rows of tiles together, under temporary names until all is written."""
@@ -274,16 +329,16 @@ def _assemble(
         classes = stack.enter_context(
             _writing(made["classes"], **common, count=1, dtype="uint8", nodata=NODATA)
         )
-        classes.update_tags(**{MARK: mark})
-        classes.write_colormap(1, _colors(network))
+        classes.file.update_tags(**{MARK: mark})
+        classes.file.write_colormap(1, _colors(network))
         shares = None
         if options.probabilities:
             count = network.cfg.task.num_classes
             profile = common | {"count": count, "dtype": "float32", "nodata": np.nan}
             shares = stack.enter_context(_writing(made["probabilities"], **profile))
-            shares.update_tags(**{MARK: mark})
+            shares.file.update_tags(**{MARK: mark})
             for index, name in enumerate(network.class_names, start=1):
-                shares.set_band_description(index, name)
+                shares.file.set_band_description(index, name)
         bands = _deciding(tiling)
         down = tiling.weights(0) if tiling.blend else [None] * len(bands)
         rows = [
@@ -301,19 +356,27 @@ def _assemble(
     if source.picture:
         made |= _as_pictures(network, made["classes"], mark)
     if options.cog:
-        made |= {w: _as_cog(path, w) for w, path in made.items() if path.suffix == ".tif"}
-    if len(final) > 1:
-        final["classes"].unlink(missing_ok=True)  # a former map does not stand beside new ones
-    for what in reversed(final):
-        os.replace(made[what], final[what])
+        if not source.picture:
+            made["classes"] = _as_cog(classes, "nearest")
+        if shares is not None:
+            made["probabilities"] = _as_cog(shares, "average")
+    with told_of(final["classes"].parent):
+        if len(final) > 1 or stale:
+            final["classes"].unlink(missing_ok=True)  # a former map does not stand beside new ones
+        for path in stale:
+            path.unlink()
+        for what in reversed(final):
+            os.replace(made[what], final[what])
 
 
-def _as_cog(path: Path, what: str) -> Path:
-    cog = path.with_suffix(".cog.tif")
-    rasterio.shutil.copy(
-        path, cog, driver="COG", compress="deflate", bigtiff="IF_SAFER",
-        overview_resampling="nearest" if what == "classes" else "average",
-    )  # fmt: skip
+def _as_cog(raster: _Raster, resampling: str) -> Path:
+    cog = raster.path.with_suffix(".cog.tif")
+    with _gdal_writes(cog):
+        rasterio.shutil.copy(
+            raster.path, cog, driver="COG", compress="deflate", bigtiff="IF_SAFER",
+            overview_resampling=resampling,
+        )  # fmt: skip
+        raster.require_in(cog)
     return cog
 
 
@@ -376,5 +439,6 @@ def _as_pictures(network: Network, ready: Path, mark: str) -> dict[str, Path]:
     pictures = {}
     for what, values in {"classes": classes, "color": colorize(classes, network.facts)}.items():
         pictures[what] = ready.with_name(f"{what}.png")
-        Image.fromarray(values).save(pictures[what], pnginfo=information)
+        with told_of(pictures[what]):
+            Image.fromarray(values).save(pictures[what], pnginfo=information)
     return pictures

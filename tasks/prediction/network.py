@@ -205,13 +205,23 @@ def load_network(
     return Network(model, cfg, result.get("crs") or ()).to(device)
 
 
+def require_finite(images: Tensor) -> Tensor:
+    """The network's input, or an InputError: one NaN would spread over a map without a word."""
+    if not images.isfinite().all():
+        raise InputError(
+            "the image has values that are not finite, or --scale makes them so: mark them as "
+            "nodata or give another --scale"
+        )
+    return images
+
+
 def device_of(name: str) -> torch.device:
     """Raises InputError if this machine has no such device."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which a device without data, meta, cannot
         return device
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ImportError):
         raise InputError(f"--device {name}: this machine has no such device") from None
 
 
@@ -317,11 +327,11 @@ def predict_tile(
     with torch.inference_mode():
         images = network.prepare(padded, scale)[None]
         if valid is None:
-            logits = network(images)
+            logits = network(require_finite(images))
         else:
             known = torch.from_numpy(np.pad(valid, padding, mode="edge")).to(network.device)
             with statistics_of(network, known):
-                logits = network(images.masked_fill(~known, 0.0))
+                logits = network(require_finite(images.masked_fill(~known, 0.0)))
         logits = logits[(slice(None), slice(None), *core_of(tile.window, tile.core))]
         found = network.probabilities(logits) if probabilities else network.decide(logits)
         return found[0].cpu().numpy()
@@ -335,5 +345,6 @@ def _classify(network: Network, image: np.ndarray, scale: float | None) -> np.nd
     with torch.inference_mode():
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
         pixels = VF.center_crop(VF.resize(pixels, [options.resize]), list(options.crop))
-        logits = network(network.prepare(pixels.permute(1, 2, 0).numpy(), scale)[None])
+        images = network.prepare(pixels.permute(1, 2, 0).numpy(), scale)[None]
+        logits = network(require_finite(images))
         return logits.softmax(1)[0].cpu().numpy()

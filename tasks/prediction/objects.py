@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from tasks.data.files import read_rgb
 from tasks.data.plots import draw_objects, drawn
-from tasks.errors import InputError, replacing, say, write_atomically
+from tasks.errors import InputError, replacing, say, told_of, write_atomically
 from tasks.modules.detection import MASK_THRESHOLD, coco_results
-from tasks.prediction.network import Network
+from tasks.prediction.network import Network, require_finite
 
 FILE = "predictions.json"
 SHOWN = 0.5
@@ -49,7 +49,7 @@ def _found(network: Network, image: np.ndarray, scale: float | None) -> dict[str
     if network.kind != "detection":
         raise InputError(f"this is a network of {network.kind}: it finds no objects")
     with torch.inference_mode():
-        return dict(network.model([network.prepare(image, scale)])[0])
+        return dict(network.model([require_finite(network.prepare(image, scale))])[0])
 
 
 def category_ids(class_names: list[str]) -> list[int]:
@@ -80,6 +80,8 @@ def predict_objects(
     for target in (out / FILE, *pictures.values()):
         if target.exists() and not overwrite:
             raise InputError(f"{target} exists; write it anew with --overwrite")
+        if target in paths:
+            raise InputError(f"{target} is an input too: give another --out")
     numbers = category_ids(network.class_names)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -97,7 +99,8 @@ def predict_objects(
         images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
         for result in coco_results(found, image_id, numbers):
             annotations.append(_annotation(result, len(annotations) + 1))
-        out.mkdir(parents=True, exist_ok=True)
+        with told_of(out):
+            out.mkdir(parents=True, exist_ok=True)
         with replacing(pictures[path]) as temporary:
             draw(image, found, network.class_names).save(temporary, format="PNG")
         written.append(pictures[path])

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.errors import InputError, write_atomically
+from tasks.errors import InputError, told_of, write_atomically
 
 _ENTRY, _INSIDE, _FIRST_PART = 0, 1, 2  # bytes: to come in or finish; shared by all inside; parts
 
@@ -55,7 +55,7 @@ class Parts:
 
     def _is_open(self) -> bool:
         plan = self.folder / "plan.json"
-        return plan.exists() and plan.read_text(encoding="utf-8") == self._plan and self._is_there()
+        return plan.exists() and plan.read_bytes() == self._plan.encode() and self._is_there()
 
     def _is_there(self) -> bool:
         """Whether the file of locks is the one that this process has open."""
@@ -66,7 +66,7 @@ class Parts:
 
     def _begin(self, anew: bool) -> None:
         plan = self.folder / "plan.json"
-        if plan.exists() and plan.read_text(encoding="utf-8") != self._plan:
+        if plan.exists() and plan.read_bytes() != self._plan.encode():
             if not anew:
                 raise InputError(
                     f"{self.folder} has a part of another prediction of the same name: continue it "
@@ -117,17 +117,18 @@ def entered(folder: Path, plan: str, anew: bool) -> Iterator[Parts]:
         anew: whether parts of another plan are removed.
 
     Raises:
-        InputError: there are parts of another plan.
+        InputError: there are parts of another plan, or the folder cannot be written.
     """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # removed just now
+        with told_of(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:
+                continue  # removed just now
         try:
             parts = Parts(folder, plan, file)
-            with parts._locked(_ENTRY):
+            with told_of(folder), parts._locked(_ENTRY):
                 if not parts._is_there():
                     continue  # removed while this process waited
                 parts._begin(anew)

@@ -1,5 +1,6 @@
 """Images and rasters to be predicted: which there are, and what they hold, read by windows."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ RASTERS = {".tif": "GTiff", ".tiff": "GTiff", ".vrt": "VRT"}
 _AGAIN = "get the file again"
 
 
-def find_images(inputs: list[Path]) -> list[Path]:
+def find_images(inputs: list[Path], out: Path | None = None) -> list[Path]:
     """The files among the inputs, and the images in the folders among them.
+
+    Args:
+        inputs: files and folders.
+        out: where maps will be written: not into one of the folders, whose images they would be.
 
     Raises:
         InputError: an input does not exist or is of no format that can be read, or two of them
@@ -28,8 +33,10 @@ def find_images(inputs: list[Path]) -> list[Path]:
     """
     known = PICTURES | RASTERS
     found: list[Path] = []
-    for place in inputs:
+    for place in dict.fromkeys(inputs):
         if place.is_dir():
+            if out is not None and os.path.realpath(place) == os.path.realpath(out):
+                raise InputError(f"--out {out} is a folder of images too: give another one")
             below = sorted(p for p in place.iterdir() if p.suffix.lower() in known)
             found += [p for p in below if not is_leftover(p.name) and p.suffix.lower() != ".vrt"]
         elif not place.exists():
@@ -38,6 +45,8 @@ def find_images(inputs: list[Path]) -> list[Path]:
             raise InputError(f"{place} is of no format that can be read: {', '.join(known)}")
         else:
             found.append(place)
+    once = {os.path.realpath(path): path for path in reversed(found)}
+    found = list(once.values())[::-1]
     if not found:
         raise InputError(f"no image in {', '.join(map(str, inputs))}")
     stems: dict[str, Path] = {}
@@ -106,7 +115,8 @@ class Source:
             return image, self._valid(image, window)
 
     def _valid(self, image: np.ndarray, window: Window) -> np.ndarray:
-        """A pixel without data has the nodata value in all bands, or is outside of the mask."""
+        """A pixel without data has the nodata value in all bands, is outside of the mask, or has a
+        value that is not finite."""
         assert self._raster is not None
         valid = np.zeros(image.shape[:2], dtype=bool)
         for index, band in enumerate(self.bands):
@@ -118,6 +128,9 @@ class Source:
         flags = self._raster.mask_flag_enums[0]
         if MaskFlags.per_dataset in flags and (MaskFlags.alpha not in flags or self._has_alpha):
             valid &= self._raster.read_masks(self.bands[0], window=window) > 0
+        if np.issubdtype(image.dtype, np.floating):
+            with np.errstate(over="ignore"):
+                valid &= np.isfinite(image.astype(np.float32)).all(-1)
         return valid
 
     def close(self) -> None:

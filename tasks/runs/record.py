@@ -249,7 +249,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.yaml"
     if not os.path.lexists(path):
-        raise InputError(f"{directory} has no config.yaml that would tell its settings: remove it")
+        raise InputError(
+            f"{directory} has no config.yaml that would tell its settings: it is no run's directory"
+        )
     config = read_yaml(path)
     sections = ("task", "norm", "data", "trainer")
     if not (
