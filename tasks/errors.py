@@ -35,6 +35,12 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def say_left_out(path: Path, error: InputError) -> None:
+    """Says why a file was not used; the others are."""
+    place = "" if str(path) in str(error) else f"{path}: "
+    say(f"left out: {place}{error}")
+
+
 # ----------------------------------------------------------------------- what the machine lacks
 
 _SPACE = "free some space, then give the same command again"

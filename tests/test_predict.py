@@ -251,6 +251,7 @@ def test_the_command_names_what_it_cannot_read_and_goes_on(export, tmp_path):
     Image.fromarray(noise(70, 53)).save(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "cut.tif").write_bytes(b"II*\0 cut")
     write_raster(tmp_path / "in" / "five.tif", noise(40, 40, 5))
+    write_raster(tmp_path / "in" / "signed.tif", noise(4, 4).astype(np.int16))
     command = [sys.executable, "scripts/predict.py", export, tmp_path / "in", "--out"]
     done = subprocess.run(
         [*map(str, command), str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True,
@@ -260,7 +261,8 @@ def test_the_command_names_what_it_cannot_read_and_goes_on(export, tmp_path):
     assert "left out" in done.stderr
     assert "cut.tif" in done.stderr
     assert "five.tif has 5 bands; this network takes 3" in done.stderr
-    assert "1 of 3 images predicted" in done.stdout
+    assert "signed.tif: int16 is not supported" in done.stderr
+    assert "1 of 4 images predicted" in done.stdout
     classes = np.asarray(Image.open(tmp_path / "out" / "good_classes.png"))
     assert classes.shape == (70, 53)
     assert (tmp_path / "out" / "good_color.png").exists()
@@ -488,6 +490,14 @@ def test_a_raster_without_georeferencing_and_a_vrt_that_is_named(network, tmp_pa
         np.testing.assert_array_equal(file.read(1), predict(network, image))
     found = find_images([tmp_path])  # a folder's VRTs would repeat its rasters
     assert sorted(path.name for path in found) == ["placed.tif", "plain.tif"]
+
+
+def test_a_place_without_a_reference_system_is_kept(network, tmp_path):
+    path = write_raster(tmp_path / "scene.tif", noise(8, 9), crs=None)
+    (target,), _ = run(network, path, tmp_path / "out")
+    with rasterio.open(target) as file:
+        assert file.crs is None
+        assert file.transform == from_origin(5e5, 4e6, 0.3, 0.3)
 
 
 def test_another_crs_than_the_training_tiles_is_a_warning(network, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tasks.data.files import read_rgb
-from tasks.errors import InputError, say, told_of, write_atomically
+from tasks.errors import InputError, say, say_left_out, told_of, write_atomically
 from tasks.prediction.maps import Options, predict_map
 from tasks.prediction.network import Network, device_of, load_network, predict
 from tasks.prediction.objects import predict_objects
@@ -59,7 +59,7 @@ def _maps(
                 written += predict_map(network, path, out, options, say, progress)
             except InputError as error:
                 failed += 1
-                say(f"left out: {error}")
+                say_left_out(path, error)
     return written, failed
 
 
@@ -79,7 +79,7 @@ def _table(
             found = predict(network, image, scale=options.scale)
         except InputError as error:
             failed += 1
-            say(f"left out: {error}")
+            say_left_out(path, error)
             continue
         best = int(found.argmax())
         every = [f"{p:.6f}" for p in found] if options.probabilities else []

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tasks.data.files import read_rgb
 from tasks.data.plots import draw_objects, drawn
-from tasks.errors import InputError, replacing, say, told_of, write_atomically
+from tasks.errors import InputError, replacing, say_left_out, told_of, write_atomically
 from tasks.modules.detection import MASK_THRESHOLD, coco_results
 from tasks.prediction.network import Network, require_finite
 
@@ -93,7 +93,7 @@ def predict_objects(
             found = _found(network, image, scale)
         except InputError as error:
             failed += 1
-            say(f"left out: {error}")
+            say_left_out(path, error)
             continue
         height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})

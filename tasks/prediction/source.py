@@ -86,7 +86,7 @@ class Source:
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 raster = self._raster = rasterio.open(path, driver=driver)
             self.size, there = (raster.height, raster.width), raster.count
-            if raster.crs is not None:
+            if raster.crs is not None or not raster.transform.is_identity:
                 self.place = {"crs": raster.crs, "transform": raster.transform}
             self._has_alpha = ColorInterp.alpha in raster.colorinterp and there != count
             there -= self._has_alpha  # GDAL calls any fourth band alpha: not if it is an input
