@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from lcn import convert_norm
 from lcn.functional import local_context_norm
-from tasks.config import path_of
+from tasks.config import amount, path_of, positive
 from tasks.errors import command
 
 # The feature maps a norm layer sees, with the paper's c_group, window and batch size per process:
@@ -428,10 +428,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*PARTS, WITHOUT_A_GPU), default=list(PARTS),
                         help="parts to run")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batch", type=int, help="batch size of all cases")
-    parser.add_argument("--threads", type=int, help="number of threads (default: PyTorch's choice)")
+    parser.add_argument("--batch", type=positive, help="batch size of all cases")
+    parser.add_argument("--threads", type=positive, help="number of threads (default: PyTorch's choice)")
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="seconds per measurement (default: 2)"
+        "--seconds", type=amount, default=2.0, help="seconds per measurement (default: 2)"
     )
     parser.add_argument(
         "--against", type=path_of, metavar="FILE", help="an earlier benchmark.csv to compare with"

@@ -11,7 +11,7 @@ divide the work. With --convert, norm=... among the inputs is the norm to use in
 import argparse
 import sys
 
-from tasks.config import path_of
+from tasks.config import amount, path_of, positive
 from tasks.errors import InputError, command
 
 
@@ -95,22 +95,9 @@ def parse() -> argparse.Namespace:
 def halo(text: str) -> int | None:
     if text == "auto":
         return None
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number")
     return int(text)
-
-
-def amount(text: str) -> float:
-    if not 0 < float(text) < float("inf"):
-        raise ValueError
-    return float(text)
 
 
 def bands(text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that a mistake is answered at once.
 """
 
+import argparse
 import contextlib
 import copy
 import difflib
@@ -63,6 +64,29 @@ def as_given(argument: str) -> str:
 def path_of(text: str) -> Path:
     """A path of a command line, in which ``~`` is the home folder."""
     return Path(text).expanduser()
+
+
+def positive(text: str) -> int:
+    """A whole number of a command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none, or below 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """A finite number above 0 of a command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
 
 
 def with_home(cfg: DictConfig) -> DictConfig:

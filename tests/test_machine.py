@@ -174,6 +174,21 @@ def test_output_that_cannot_be_written_shows_no_trace(target, code):
     assert "Exception" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("--halo", "-1", "'-1' is neither auto nor a whole number"),
+        ("--tile", "1.5", "'1.5' is no whole number of at least 1"),
+        ("--bands", "1,a", "'a' is no whole number of at least 1"),
+        ("--memory", "nan", "'nan' is no number above 0"),
+    ],
+)
+def test_an_options_wrong_number_is_explained(script, option, value, why):
+    done = script("predict", "run", "x.png", "--out", "out", f"{option}={value}")
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"argument {option}: {why}\n")
+
+
 def test_every_script_ends_as_a_command():
     scripts = [path for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()]
     assert len(scripts) > 8
