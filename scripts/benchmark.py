@@ -429,7 +429,9 @@ def main() -> None:
                         help="parts to run")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=positive, help="batch size of all cases")
-    parser.add_argument("--threads", type=positive, help="number of threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--threads", type=positive, help="number of threads (default: PyTorch's choice)"
+    )
     parser.add_argument(
         "--seconds", type=amount, default=2.0, help="seconds per measurement (default: 2)"
     )
