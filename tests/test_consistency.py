@@ -194,6 +194,16 @@ def test_a_converted_network_is_the_other_norm_with_the_same_weights(gn_run):
     assert not torch.allclose(used(x), trained(x), atol=1e-2)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    run = write_last(tmp_path, "norm=bn")
+    saved = torch.load(run / "last.ckpt")
+    name = next(key for key in saved["state_dict"] if key.endswith("running_var"))
+    saved["state_dict"][name][0] = float("nan")
+    torch.save(saved, run / "last.ckpt")
+    with pytest.raises(InputError, match=f"{name.removeprefix('model.')} is not finite"):
+        load_network(run, checkpoint="last")
+
+
 def test_keys_alone_change_the_runs_own_norm(gn_run):
     network = load_network(gn_run, checkpoint="last", norm=["norm.groups=1"], convert=True)
     assert network.norm == {"name": "gn", "groups": 1, "eps": 1e-5}
@@ -235,6 +245,11 @@ def test_the_script_writes_a_line_per_norm_halo_and_shift(gn_run, tmp_path, scri
         assert (float(line["probability_change"]) > 0) == (line["halo"] == "0")
         assert line["exact"] == ("no" if line["halo"] == "0" else "yes")
     assert len(done.stdout.splitlines()) == 1 + len(lines)
+    small = tmp_path / "a_small.png"  # comes first, and has no room for two tiles
+    Image.fromarray(noise(12, 12)).save(small)
+    index = command.index(image)
+    beside = script("consistency", *command[:index], small, *command[index:])
+    assert beside.returncode == 0, beside.stderr
     for end in (".png", "_maps.png"):
         assert Image.open(tmp_path / "out" / f"consistency{end}").width > 500
 

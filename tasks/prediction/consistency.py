@@ -126,15 +126,14 @@ def tile_mismatch(
 
 def compared_map(
     network: Network, picture: Picture, core: Pair, halo: Pair, shift: Pair | None
-) -> ComparedMap:
-    """A network's map of an image, and where it changes; arguments as of `tile_mismatch`.
+) -> ComparedMap | None:
+    """A network's map of an image, and where it changes; None if it has no room for two tiles.
 
-    Raises:
-        InputError: see there.
+    Arguments are those of `tile_mismatch`.
     """
     found = list(_compared(network, picture, core, halo, shift, None))
     if not found:
-        raise InputError(NOTHING_TO_COMPARE.format(stride=max(network.stride)))
+        return None
     places = [place for place, _, _ in found]
     top, left = min(place.top for place in places), min(place.left for place in places)
     bottom = max(place.top + place.height for place in places)
@@ -312,7 +311,8 @@ def lines_of(
         runs: directories or exports.
         norms: to convert to, as on the command line; values with commas are several norms.
         arguments: see the script.
-        maps: gets the map of each network of the first image, with the first halo and last shift.
+        maps: gets each network's map of the first image with room for two tiles, with the first
+            halo and the last shift.
 
     Raises:
         InputError: a run cannot be used, there are no images, or see `tile_mismatch`.
@@ -337,7 +337,9 @@ def lines_of(
             yield from measure(run.name, network, pictures, core, halos, shifts, arguments.limit)
             if maps is not None:
                 shift = None if shifts[-1] is None else (shifts[-1], shifts[-1])
-                maps.append(compared_map(network, pictures[0], core, (halos[0], halos[0]), shift))
+                halo = halos[0], halos[0]
+                shown = (compared_map(network, each, core, halo, shift) for each in pictures)
+                maps.append(next(filter(None, shown)))
 
 
 def _every(overrides: Sequence[str]) -> list[list[str]]:

@@ -201,6 +201,9 @@ def load_network(
         _load_exported(model, exported)
     else:
         load_weights(model, str(folder / "last.ckpt"), scaled_norm(cfg), convert=convert)
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"{folder}: {name} is not finite: its training diverged")
     result = record.result if isinstance(record, FinishedRun) else {}
     return Network(model, cfg, result.get("crs") or ()).to(device)
 
