@@ -31,6 +31,10 @@ def train(cfg: DictConfig) -> Run | Plan | None:
         from tasks.models import check_network
 
         check_network(cfg)  # before data are generated or opened, which takes longer
+    if generates and cfg.checkpoint is not None and cfg.checkpoint.endswith(".ckpt"):
+        from tasks.models.checkpoint import read_checkpoint
+
+        read_checkpoint(cfg.checkpoint)  # for what is wrong with the file itself
     datasets = open_datasets(cfg)
     cfg = with_classes(cfg, datasets.train.class_names)
 

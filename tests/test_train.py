@@ -258,6 +258,17 @@ def test_damaged_checkpoint_of_a_run_is_named(train, tiny_cityscapes, tmp_path):
     assert "last.ckpt cannot be read" in (directory / "train.log").read_text()
 
 
+def test_a_damaged_checkpoint_is_named_before_a_miniature_is_generated(train, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"nothing")
+    root = tmp_path / "mini"
+    done = train(
+        "data=mini", "mode=test", f"checkpoint={tmp_path}/last.ckpt", f"data.root={root}"
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "last.ckpt cannot be read" in done.stderr
+    assert not root.exists()
+
+
 def test_second_process_leaves_a_run_alone(tmp_path):
     cfg = compose([f"runs={tmp_path}"])
     with Run(cfg, "t v", 1), pytest.raises(Busy, match="another process works on"):
