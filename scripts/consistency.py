@@ -9,9 +9,8 @@ norm in place of its own as well; values with commas give a line each.
 """
 
 import argparse
-from pathlib import Path
 
-from tasks.config import path_of
+from tasks.config import is_norm, path_of, positive
 from tasks.errors import InputError, command, say, told_of
 
 
@@ -44,7 +43,7 @@ def main() -> None:
     if maps is not None:
         from tasks.prediction.consistency_charts import draw_lines, draw_maps
 
-        out = path_of(arguments.out)
+        out = arguments.out
         files = [out / f"consistency{end}" for end in (".csv", ".png", "_maps.png")]
         with told_of(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -52,10 +51,6 @@ def main() -> None:
             draw_lines(lines, files[1])
             draw_maps(maps, files[2])
         say(", ".join(map(str, files)))
-
-
-def is_norm(text: str) -> bool:
-    return text.startswith(("norm=", "norm."))
 
 
 def parse() -> argparse.Namespace:
@@ -66,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--images",
         nargs="+",
-        type=Path,
+        type=path_of,
         metavar="INPUT",
         help="images to compare (default: from the split that the run is scored on)",
     )
@@ -106,21 +101,17 @@ def parse() -> argparse.Namespace:
         help="use the last checkpoint of a run that has not finished",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--out", metavar="DIR", help="also write a CSV, a chart and maps there")
+    parser.add_argument(
+        "--out", metavar="DIR", type=path_of, help="also write a CSV, a chart and maps there"
+    )
     return parser.parse_intermixed_args()
 
 
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
 def lengths(text: str) -> list[int]:
-    values = [int(part) for part in text.split(",")]
-    if min(values) < 0:
-        raise ValueError
-    return values
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers, such as 0,64")
+    return [int(part) for part in parts]
 
 
 if __name__ == "__main__":

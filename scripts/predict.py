@@ -11,7 +11,7 @@ divide the work. With --convert, norm=... among the inputs is the norm to use in
 import argparse
 import sys
 
-from tasks.config import amount, path_of, positive
+from tasks.config import amount, is_norm, path_of, positive
 from tasks.errors import InputError, command
 
 
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
         help="use the norm given by norm=... instead (GN, LN, IN, LCN)",
     )
     arguments = parser.parse_intermixed_args()
-    arguments.norm = [text for text in arguments.inputs if text.startswith(("norm=", "norm."))]
+    arguments.norm = [text for text in arguments.inputs if is_norm(text)]
     arguments.inputs = [path_of(text) for text in arguments.inputs if text not in arguments.norm]
     return arguments
 

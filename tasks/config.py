@@ -66,6 +66,11 @@ def path_of(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def is_norm(text: str) -> bool:
+    """Whether a word of a command line is an override of the norm, not a path."""
+    return text.startswith(("norm=", "norm."))
+
+
 def positive(text: str) -> int:
     """A whole number of a command line.
 

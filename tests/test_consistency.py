@@ -14,11 +14,13 @@ from torch import nn
 
 import lcn
 from tasks.config import compose
+from tasks.data import IGNORED
 from tasks.data.tiles import Tile, TileSet, TileWindows, class_table
 from tasks.errors import InputError
 from tasks.identity import run_identity
 from tasks.models import build_model, scaled_norm
 from tasks.prediction.consistency import (
+    SHOWN_TILES,
     Picture,
     compared_map,
     recorded_mismatch,
@@ -109,6 +111,13 @@ def test_a_map_shows_the_pixels_that_change(one_layer):
     np.testing.assert_array_equal(found.classes[~first], whole[~first])
     share = tile_mismatch(one_layer, [picture(image)], (16, 16), shift=(8, 8))
     assert 100 * found.changes.mean() == pytest.approx(share.classes)
+
+
+def test_of_a_large_image_the_map_shows_tiles_in_its_middle(one_layer):
+    found = compared_map(one_layer, picture(noise(160, 320)), (16, 16), (0, 0), (8, 8))
+    assert (found.classes != IGNORED).sum() == SHOWN_TILES * 16 * 16
+    assert found.classes.shape[1] < 160
+    assert found.image.shape[:2] == found.classes.shape
 
 
 def test_what_cannot_be_compared_is_a_message(one_layer):
@@ -234,6 +243,10 @@ def test_the_script_writes_a_line_per_norm_halo_and_shift(gn_run, tmp_path, scri
     refused = script("consistency", *command, *LCN)
     assert refused.returncode == 2
     assert "--convert" in refused.stderr
+    for option, value in (("--tile", "0"), ("--halo", "4,-1"), ("--shift", "x")):
+        wrong = script("consistency", gn_run, option, value)
+        assert wrong.returncode == 2
+        assert f"{value!r} is no " in wrong.stderr
     done = script("consistency", *command, "--convert", *LCN[:2], "norm.window=3,5")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "out" / "consistency.csv").open() as file:

@@ -250,10 +250,7 @@ def _as_before(config: dict[str, Any], task: str) -> dict[str, Any]:
         return config
     config = plain(config)
     for name, value in BEFORE[task].items():
-        *groups, key = name.split(".")
-        node = config
-        for group in groups:
-            node = node[group]
+        node, key = _node_of(config, name)
         node[key] = value
     return config
 
@@ -313,14 +310,17 @@ def settings_of(config: dict[str, Any], dataset: str, total_batch: int) -> dict[
     Files of weights are told by their names: they need not be on this machine.
     """
     config = plain(config)
-    task = config["task"]
-    holders = {
-        "checkpoint": config, "task.backbone_checkpoint": task,
-        "task.model.pretrained": task["model"],
-    }  # fmt: skip
     names = {}
-    for name, holder in holders.items():
-        key = name.rpartition(".")[2]
-        if key in holder:
-            names[name], holder[key] = holder[key], None
+    for name in WEIGHTS:
+        node, key = _node_of(config, name)
+        if key in node:
+            names[name], node[key] = node[key], None
     return flattened(run_identity(config, dataset, total_batch)) | names
+
+
+def _node_of(config: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The part of a configuration that holds a dotted name, and the name there."""
+    *groups, key = name.split(".")
+    for group in groups:
+        config = config[group]
+    return config, key

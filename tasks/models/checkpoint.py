@@ -96,7 +96,7 @@ def _load_others(model: nn.Module, path: str, category_ids: Sequence[int] | None
     Raises:
         InputError: it lacks one, has one more, or has one of another shape.
     """
-    weights, own = read_weights(path), unwrapped(model.state_dict())
+    weights, own = read_weights(path), unwrapped(model.state_dict())  # both without prefixes
     if category_ids is not None:
         weights = of_categories(weights, category_ids)
     counters = {key for key in own if key.endswith("num_batches_tracked")}  # old files have none
@@ -202,7 +202,7 @@ def load_pretrained(
             lacks one, has one in another shape, or has more convolutions. The model is left as it
             was.
     """
-    given, own = read_weights(source), unwrapped(model.state_dict())
+    given, own = read_weights(source), unwrapped(model.state_dict())  # both without prefixes
     count = len(own)
     encoder = {k.removeprefix(ENCODER): v for k, v in own.items() if k.startswith(ENCODER)}
     if encoder and not any(key.startswith(ENCODER) for key in given):

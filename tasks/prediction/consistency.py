@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from torch import nn
 
-from tasks.data import Dataset, open_splits
+from tasks.data import IGNORED, Dataset, open_splits
 from tasks.data.tiles import Place, TileWindows, core_of, evaluation_halo, read, round_up
 from tasks.errors import InputError
 from tasks.prediction.network import Network, device_of, load_network, predict_tile
@@ -30,13 +30,11 @@ from tasks.prediction.source import Source, find_images
 from tasks.prediction.tiling import Pair, Tile, Tiling
 from tasks.protocol import TaskFacts
 
-NOTHING_TO_COMPARE = (
-    "no place of these images is predicted from two tiles: they need room for two, and a shift of "
-    "at least {stride} pixels that is no multiple of a tile"
-)
-
 RECORDED_IMAGES, RECORDED_TILES = 8, 1
 """Of how many images, and of how many shifted tiles of each, a run records its tile mismatch."""
+
+SHOWN_TILES = 25
+"""The most shifted tiles of an image that its picture shows."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,11 @@ def tile_mismatch(
             moved += difference.sum() / 2
             pixels += difference[0].size
     if not pixels:
-        raise InputError(NOTHING_TO_COMPARE.format(stride=max(network.stride)))
+        stride = max(network.stride)
+        raise InputError(
+            "no place of these images is predicted from two tiles: they need room for two, and a "
+            f"shift of at least {stride} pixels that is no multiple of a tile"
+        )
     return Mismatch(100 * changed / pixels, 100 * moved / pixels, pixels)
 
 
@@ -129,9 +131,10 @@ def compared_map(
 ) -> ComparedMap | None:
     """A network's map of an image, and where it changes; None if it has no room for two tiles.
 
-    Arguments are those of `tile_mismatch`.
+    Arguments are those of `tile_mismatch`. Of a large image these are `SHOWN_TILES` in its middle;
+    what lies between them and is not compared has class `IGNORED`.
     """
-    found = list(_compared(network, picture, core, halo, shift, None))
+    found = list(_compared(network, picture, core, halo, shift, SHOWN_TILES))
     if not found:
         return None
     places = [place for place, _, _ in found]
@@ -139,7 +142,7 @@ def compared_map(
     bottom = max(place.top + place.height for place in places)
     right = max(place.left + place.width for place in places)
     whole = Place(top, left, bottom - top, right - left)
-    classes = np.zeros((whole.height, whole.width), dtype=np.uint8)
+    classes = np.full((whole.height, whole.width), IGNORED, dtype=np.uint8)
     changes = np.zeros(classes.shape, dtype=bool)
     for place, there, here in found:
         inside = core_of(whole, place)
