@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 
 import pytest
@@ -280,6 +281,27 @@ def test_a_miniature_is_planned_but_not_generated_and_a_sweep_is_a_table(train, 
     assert done.stdout.splitlines()[0].split()[:3] == ["run", "params", "batch"]
 
 
+def test_a_device_waits_for_what_reading_takes_longer_than_its_step(monkeypatch):
+    class Slow:
+        def __init__(self, cfg, datasets):
+            assert cfg.data.workers == 0  # one process is measured
+
+        def train_dataloader(self):
+            for _ in range(4):
+                time.sleep(0.01)
+                yield {}
+
+    monkeypatch.setattr(calibration, "DataModule", Slow)
+    cfg = compose(["task=camvid", "data.workers=2"])
+    for processes, step, least, most in (
+        (0, 9.0, 0.01, 1.0),  # read in turns with the steps
+        (2, 0.0, 0.005, 1.0),  # two processes share it
+        (2, 9.0, 0.0, 0.0),  # read while the device works
+    ):
+        monkeypatch.setattr(calibration, "loading_processes", lambda cfg, n=processes: n)
+        assert least <= calibration.waiting_seconds(cfg, None, step) <= most
+
+
 @pytest.mark.slow
 def test_all_published_rows_are_planned_in_two_minutes(train):
     """The limit is on the processor's time, which other work on the machine does not change."""
@@ -309,4 +331,5 @@ def test_a_measured_step_predicts_a_short_run(experiment, tmp_path):
     (result,) = tmp_path.rglob("result.json")
     measured = json.loads(result.read_text())["samples_per_second"]
     planned = sum(plan.batch_size / plan.step_seconds for plan in plans) / 2
+    print(f"{experiment}: {planned:.1f} samples a second planned, {measured:.1f} measured")
     assert planned == pytest.approx(measured, rel=0.15)

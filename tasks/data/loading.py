@@ -160,6 +160,11 @@ def stack(samples: list[Sample]) -> Sample:
     return default_collate(samples)
 
 
+def loading_processes(cfg: DictConfig) -> int:
+    """How many processes read ahead for a device; with 0 the training waits for each batch."""
+    return min(cfg.data.workers, (os.cpu_count() or 1) - 1)
+
+
 class DataModule(pl.LightningDataModule):
     """Loads the splits of a task.
 
@@ -175,7 +180,7 @@ class DataModule(pl.LightningDataModule):
     def _loader(
         self, dataset: Dataset, batches: TrainBatches | EvalBatches, training: bool
     ) -> DataLoader:
-        workers = min(self.cfg.data.workers, (os.cpu_count() or 1) - 1)
+        workers = loading_processes(self.cfg)
         return DataLoader(
             Augmented(dataset, make_transform(self.cfg, training), self.cfg.seed),
             batch_sampler=batches,

@@ -1,5 +1,7 @@
-"""Seconds of a training step, measured on this machine with random data."""
+"""Seconds of a training step and of reading its batch, measured on this machine."""
 
+import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -9,6 +11,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from tasks.data import Datasets
+from tasks.data.loading import DataModule, loading_processes
 from tasks.models import build_model
 from tasks.modules.optimization import make_optimizer
 from tasks.runs.plan.step import autocast, make_module, random_batch
@@ -18,7 +22,7 @@ WARM, STEPS = 3, 20
 
 
 def step_seconds(cfg: DictConfig) -> float:
-    """The median over 20 steps of one device, after 3 that are not counted.
+    """The median over 20 steps of one device with random data, after 3 that are not counted.
 
     Args:
         cfg: the configuration, with a number of classes.
@@ -46,6 +50,24 @@ def step_seconds(cfg: DictConfig) -> float:
         loss.item()  # a run looks at it too
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[WARM:])
+
+
+def waiting_seconds(cfg: DictConfig, datasets: Datasets, step: float) -> float:
+    """How long a device waits for each batch, beside the seconds of its step.
+
+    Reading and augmenting is the median over 20 training batches, after the first. Processes that
+    read ahead share it, and the device waits for what takes longer than its step.
+    """
+    alone = copy.deepcopy(cfg)
+    alone.data.workers = 0
+    batches = iter(DataModule(alone, datasets).train_dataloader())
+    moments = [time.perf_counter() for _ in itertools.islice(batches, STEPS + 2)]
+    taken = [after - before for before, after in itertools.pairwise(moments)]
+    if not taken:
+        return 0.0
+    processes = loading_processes(cfg)
+    reading = statistics.median(taken)
+    return max(0.0, reading / processes - step) if processes else reading
 
 
 def training_loss(cfg: DictConfig, model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:

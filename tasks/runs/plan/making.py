@@ -17,7 +17,7 @@ from tasks.data import open_datasets, with_classes
 from tasks.errors import InputError
 from tasks.models import training_size
 from tasks.protocol import accumulated_batches, norm_label, task_facts
-from tasks.runs.plan.calibration import STEPS, step_seconds
+from tasks.runs.plan.calibration import STEPS, step_seconds, waiting_seconds
 from tasks.runs.plan.cards import CARDS, GIB, seconds, usable_bytes
 from tasks.runs.plan.checklist import checks
 from tasks.runs.plan.plan import SIZES, Check, Plan
@@ -116,12 +116,10 @@ def _opened(cfg: DictConfig) -> _Samples | Check:
     """The dataset's numbers, or why there are none; opened once for all rows of a table."""
     if cfg.data.name == "mini" and not miniatures.exists_for_task(cfg.task.name, cfg.data.root):
         return Check("data", True, "the first run generates the miniature")
-    training = copy.deepcopy(cfg)
-    training.mode = "train"
     key = json.dumps([cfg.task.name, plain(cfg.data), cfg.task.bands], default=str)
     if key not in _opened_before:
         try:
-            datasets = open_datasets(training)
+            datasets = open_datasets(_in_training(cfg))
         except InputError as error:
             first = str(error).splitlines()[0]
             _opened_before[key] = Check("data", False, first)
@@ -136,6 +134,12 @@ def _opened(cfg: DictConfig) -> _Samples | Check:
     train, evaluation, names = found
     cfg = with_classes(cfg, names)
     return _Samples(cfg, train, evaluation, Check("data", True, f"found, {train:,} samples"))
+
+
+def _in_training(cfg: DictConfig) -> DictConfig:
+    cfg = copy.deepcopy(cfg)
+    cfg.mode = "train"
+    return cfg
 
 
 def _devices(cfg: DictConfig) -> tuple[int, str]:
@@ -242,6 +246,10 @@ def _add_time(cfg: DictConfig, plan: Plan, step: Step, evaluated: float) -> None
         plan.step_seconds = step_seconds(cfg)
         forward = plan.step_seconds * step.forward_flops / step.flops
         plan.timing = f"measured: {STEPS} steps with random data; loading excluded"
+        if isinstance(_opened(cfg), _Samples):
+            datasets = open_datasets(_in_training(cfg))
+            plan.step_seconds += waiting_seconds(cfg, datasets, plan.step_seconds)
+            plan.timing = f"measured: {STEPS} steps with random data, and reading {STEPS} batches"
     elif key is not None:
         card, share = CARDS[key], cfg.plan.utilization
         plan.timing = (
