@@ -293,13 +293,13 @@ def test_a_device_waits_for_what_reading_takes_longer_than_its_step(monkeypatch)
 
     monkeypatch.setattr(calibration, "DataModule", Slow)
     cfg = compose(["task=camvid", "data.workers=2"])
-    for processes, step, least, most in (
+    for processes, seconds_of_step, least, most in (
         (0, 9.0, 0.01, 1.0),  # read in turns with the steps
         (2, 0.0, 0.005, 1.0),  # two processes share it
         (2, 9.0, 0.0, 0.0),  # read while the device works
     ):
         monkeypatch.setattr(calibration, "loading_processes", lambda cfg, n=processes: n)
-        assert least <= calibration.waiting_seconds(cfg, None, step) <= most
+        assert least <= calibration.waiting_seconds(cfg, None, seconds_of_step) <= most
 
 
 @pytest.mark.slow
