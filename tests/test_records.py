@@ -166,6 +166,14 @@ def test_damaged_runs_are_named_once_each_and_the_others_served(script, tmp_path
     assert "61.25" in ((tmp_path / "out" / written).read_text() if written else done.stdout)
 
 
+def test_a_result_and_a_configuration_that_disagree_are_both_named(tmp_path):
+    run = write_run(tmp_path, "experiment=table8_gn")
+    replaced("config.yaml", b"unet_slim", b"unat_slim")(run)
+    with pytest.raises(InputError) as error:
+        read_run(run)
+    assert f"{run / 'result.json'} and {run / 'config.yaml'}" in str(error.value)
+
+
 def test_unfinished_damaged_runs_are_named_and_listed_are_the_others(script, tmp_path):
     damaged = damaged_runs(tmp_path, OF_UNFINISHED, finished=False)
     del damaged["config, none"]  # no run at all

@@ -221,7 +221,11 @@ def read_run(directory: Path) -> Record:
     run = FinishedRun(*known, result, path.stat().st_mtime_ns)
     for key in ("task", "model", "data", "seed"):
         if result[key] != getattr(run, key):
-            damaged(path, f"{key} is {result[key]}, and {getattr(run, key)} in config.yaml")
+            raise InputError(
+                f"{path} and {directory / 'config.yaml'} do not belong together ({key} is "
+                f"{result[key]} in one and {getattr(run, key)} in the other): mend the one that "
+                "is wrong, or remove the folder and give the run's command again"
+            )
     return run
 
 
