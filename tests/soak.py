@@ -51,7 +51,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "coco": ["data.resize=[64,96]", "data.width=0.25", "trainer.max_epochs=4"],
         "inria": [
             "data.crop=[32,32]", "data.width=0.125", "data.patches_per_epoch=8",
-            "data.holdout=true", "task.eval_halo=4", "trainer.max_epochs=4",
+            "data.holdout=true", "task.eval_halo=0", "trainer.max_epochs=4",
         ],
         "chesapeake": [
             "data.crop=[32,32]", "data.width=0.125", "task.eval_halo=0", "trainer.max_epochs=4",

@@ -84,8 +84,9 @@ def predict_map(
         first, _ = source.read(Place(0, 0, 1, 1))
         network.prepare(first, options.scale)  # its bands and dtype fit
         choice = choose_tiling(
-            network, source.size, options.halo, options.core, options.memory, blend=options.blend
-        )
+            network, source.size, options.halo, options.core, options.memory,
+            blend=options.blend, masked=source.may_lack_data,
+        )  # fmt: skip
         options = replace(options, blend=choice.tiling.blend)  # not where it is exact without
         crs = source.place.get("crs")
         if crs is not None and network.crs and crs.to_string() not in network.crs:

@@ -49,7 +49,7 @@ def _replacing(known: Tensor) -> Any:
 
 def masked_norm(layer: Any, x: Tensor, known: Tensor) -> Tensor:
     """A norm layer's result for ``x`` [N, C, H, W], with statistics over the known cells alone."""
-    n, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     mask = F.interpolate(known[None, None].double(), (height, width), mode="nearest-exact")[0, 0]
     per_group, window, rule = 1, (WHOLE_MAP, WHOLE_MAP), "centered"
     if isinstance(layer, LocalContextNorm):
@@ -58,20 +58,24 @@ def masked_norm(layer: Any, x: Tensor, known: Tensor) -> Tensor:
             window, rule = (WHOLE_MAP, WHOLE_MAP), "centered"
     elif isinstance(layer, nn.GroupNorm):
         per_group = channels // layer.num_groups
-    grouped = x.double().view(n, -1, per_group, height, width)
     bounds = [
         axis_bounds(side, min(of, side), rule, x.device)
         for side, of in zip((height, width), window, strict=True)
     ]
     count = (_window_sums(mask, bounds) * per_group).clamp(min=1)
-    mean = _window_sums((grouped * mask).sum(2), bounds) / count
-    square = _window_sums((grouped.square() * mask).sum(2), bounds) / count
-    variance = (square - mean.square()).clamp(min=0)
-    mean, scale = mean[:, :, None], (variance + layer.eps).rsqrt()[:, :, None]
-    result = ((grouped - mean) * scale).view_as(x)
-    if layer.weight is not None:
-        result = result * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
-    return result.to(x.dtype) * mask.to(x.dtype)
+    result = torch.empty_like(x)
+    for first in range(0, channels, per_group):  # one at a time: float64 is twice the memory
+        group = slice(first, first + per_group)
+        values = x[:, group].double()
+        mean = _window_sums((values * mask).sum(1, keepdim=True), bounds) / count
+        square = _window_sums((values.square() * mask).sum(1, keepdim=True), bounds) / count
+        variance = (square - mean.square()).clamp(min=0)
+        values = (values - mean) * (variance + layer.eps).rsqrt()
+        if layer.weight is not None:
+            weight, bias = (each[group].view(-1, 1, 1) for each in (layer.weight, layer.bias))
+            values = values * weight + bias
+        result[:, group] = values * mask
+    return result
 
 
 def _window_sums(values: Tensor, bounds: list[tuple[Tensor, Tensor]]) -> Tensor:

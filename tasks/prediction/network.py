@@ -64,6 +64,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
         self._audits: dict[tuple[int, int], Audit] = {}
+        self._bytes: dict[bool, float] = {}
         self.eval().requires_grad_(False)
 
     @property
@@ -108,8 +109,10 @@ class Network(nn.Module):
         if kind not in _SCALES and not np.issubdtype(image.dtype, np.floating):
             raise InputError(f"{kind} is not supported: give uint8, uint16 or floating point")
         values = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).to(self.device)
-        values = values / (scale or _SCALES.get(kind, 1.0))
-        return (values - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        values /= scale or _SCALES.get(kind, 1.0)
+        values -= cast(Tensor, self.mean)
+        values /= cast(Tensor, self.std)
+        return values
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits of a segmentation to probabilities [N, classes, H, W]."""
@@ -146,13 +149,21 @@ class Network(nn.Module):
             self._audits[size] = audit(self, (1, len(self.bands), *size))
         return self._audits[size]
 
-    @cached_property
-    def bytes_per_pixel(self) -> float:
-        """Memory of the tensors that live at once, per pixel of a tile: measured on a small one."""
-        sides = [max(of, round_up(256, of)) for of in self.stride]
-        with torch.inference_mode(), Meter() as meter:
-            self(torch.zeros(1, len(self.bands), *sides, device=self.device))
-        return meter.peak / (sides[0] * sides[1])
+    def bytes_per_pixel(self, masked: bool = False) -> float:
+        """Memory of a tile's tensors that live at once, per pixel: measured on a small tile.
+
+        Args:
+            masked: some pixels have no data; the norm layers then need more.
+        """
+        if masked not in self._bytes:
+            height, width = (max(of, round_up(256, of)) for of in self.stride)
+            image = np.zeros((height, width, len(self.bands)), np.uint8)
+            (tile,) = Tiling((height, width), None, (0, 0), self.stride)
+            with Meter() as meter:
+                valid = np.eye(height, width, dtype=bool) if masked else None
+                predict_tile(self, image, tile, probabilities=True, valid=valid)
+            self._bytes[masked] = (meter.peak + image.nbytes) / (height * width)
+        return self._bytes[masked]
 
 
 def load_network(
@@ -205,7 +216,10 @@ def load_network(
         if not value.isfinite().all():
             raise InputError(f"{folder}: {name} is not finite: its training diverged")
     result = record.result if isinstance(record, FinishedRun) else {}
-    return Network(model, cfg, result.get("crs") or ()).to(device)
+    network = Network(model, cfg, result.get("crs") or ()).to(device)
+    if network.device.type == "cpu":  # faster there, and convolutions need no copies
+        network.to(memory_format=torch.channels_last)
+    return network
 
 
 def require_finite(images: Tensor) -> Tensor:
@@ -325,16 +339,18 @@ def predict_tile(
             the norm layers.
     """
     missing = (tile.window.height - part.shape[0], tile.window.width - part.shape[1])
-    padding = ((0, missing[0]), (0, missing[1]))
-    padded = np.pad(part, (*padding, (0, 0)), mode="edge")
+    if any(missing):
+        padding = ((0, missing[0]), (0, missing[1]))
+        part = np.pad(part, (*padding, (0, 0)), mode="edge")
+        valid = None if valid is None else np.pad(valid, padding, mode="edge")
     with torch.inference_mode():
-        images = network.prepare(padded, scale)[None]
+        images = network.prepare(part, scale)[None]
         if valid is None:
             logits = network(require_finite(images))
         else:
-            known = torch.from_numpy(np.pad(valid, padding, mode="edge")).to(network.device)
+            known = torch.from_numpy(valid).to(network.device)
             with statistics_of(network, known):
-                logits = network(require_finite(images.masked_fill(~known, 0.0)))
+                logits = network(require_finite(images.masked_fill_(~known, 0.0)))
         logits = logits[(slice(None), slice(None), *core_of(tile.window, tile.core))]
         found = network.probabilities(logits) if probabilities else network.decide(logits)
         return found[0].cpu().numpy()

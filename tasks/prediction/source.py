@@ -114,6 +114,22 @@ class Source:
             image = np.moveaxis(self._raster.read(list(self.bands), window=window), 0, -1)
             return image, self._valid(image, window)
 
+    @property
+    def may_lack_data(self) -> bool:
+        """Whether some pixels may have no data."""
+        raster = self._raster
+        return raster is not None and (
+            any(raster.nodatavals[band - 1] is not None for band in self.bands)
+            or self._has_mask
+            or any(np.issubdtype(raster.dtypes[band - 1], np.floating) for band in self.bands)
+        )
+
+    @property
+    def _has_mask(self) -> bool:
+        assert self._raster is not None
+        flags = self._raster.mask_flag_enums[0]
+        return MaskFlags.per_dataset in flags and (MaskFlags.alpha not in flags or self._has_alpha)
+
     def _valid(self, image: np.ndarray, window: Window) -> np.ndarray:
         """A pixel without data has the nodata value in all bands, is outside of the mask, or has a
         value that is not finite."""
@@ -125,8 +141,7 @@ class Source:
                 valid[:] = True
             else:
                 valid |= ~np.isnan(values) if np.isnan(nodata) else values != nodata
-        flags = self._raster.mask_flag_enums[0]
-        if MaskFlags.per_dataset in flags and (MaskFlags.alpha not in flags or self._has_alpha):
+        if self._has_mask:
             valid &= self._raster.read_masks(self.bands[0], window=window) > 0
         if np.issubdtype(image.dtype, np.floating):
             with np.errstate(over="ignore"):

@@ -182,6 +182,7 @@ def choose_tiling(
     memory: float = DEFAULT_MEMORY,
     shift: Pair = (0, 0),
     blend: bool = False,
+    masked: bool = False,
 ) -> Choice:
     """Tiles for an image of a size.
 
@@ -194,12 +195,13 @@ def choose_tiling(
         memory: bytes that the tensors of a tile may take.
         shift: see `Tiling`.
         blend: see `Tiling`; left out where tiles are exact without it.
+        masked: pixels may have no data, which takes more memory.
 
     Raises:
         InputError: not even a tile without a halo fits the memory.
     """
     stride, reach = network.stride, network.audit(size).reach
-    pixels = memory / network.bytes_per_pixel
+    pixels = memory / network.bytes_per_pixel(masked)
 
     def cut(pair: Pair, side: int | None = core or DEFAULT_CORE) -> Tiling:
         return Tiling(size, None if side is None else (side, side), pair, stride, shift)
