@@ -94,6 +94,9 @@ def test_group_norm_is_never_exact_and_says_which_layers_see_the_whole_map():
     assert not choice.exact
     assert "no halo is enough" in choice.message
     assert "model.down.0.1" in choice.message
+    assert "tile mismatch of" not in choice.message
+    net.tile_mismatch = 2.1088
+    assert "tile mismatch of 2.1 %" in choose_tiling(net, (3000, 3000), memory=200e6).message
     assert np.prod(choice.tiling.largest) * net.bytes_per_pixel() <= 200e6
     with pytest.raises(InputError, match="lower --tile"):
         choose_tiling(net, (3000, 3000), memory=50e6)

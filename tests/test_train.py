@@ -15,6 +15,7 @@ from PIL import Image
 
 from tasks.config import compose
 from tasks.errors import Busy
+from tasks.prediction.network import load_network
 from tasks.runs.directory import Run
 
 SMALL = ["data.crop=[32,64]", "data.batch_size=4", "data.workers=0", "trainer=cpu"]
@@ -67,6 +68,8 @@ def test_a_run_leaves_what_it_says_and_the_same_command_skips_it(train, tiny_cit
     assert (start["patch"] is not None) == (directory / "diff.patch").exists()
     assert "code_changes" not in result
     assert 0 <= result["tile_mismatch"] <= 100
+    assert load_network(directory).tile_mismatch == result["tile_mismatch"]
+    assert load_network(directory, norm=["norm.window=99"]).tile_mismatch is None
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert str(tiny_cityscapes) not in json.dumps(result)
     assert 100 < result["memory_mib"] < 8000

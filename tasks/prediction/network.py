@@ -49,11 +49,18 @@ class Network(nn.Module):
         bands: names of the input's bands, in order.
         norm: its norm layers' configuration.
         crs: coordinate reference systems of the training tiles; empty where they are not known.
+        tile_mismatch: that of its evaluation, in percent; None where it is not known.
     """
 
-    def __init__(self, model: nn.Module, cfg: DictConfig, crs: Sequence[str] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: DictConfig,
+        crs: Sequence[str] = (),
+        tile_mismatch: float | None = None,
+    ):
         super().__init__()
-        self.crs = tuple(crs)
+        self.crs, self.tile_mismatch = tuple(crs), tile_mismatch
         self.model, self.cfg = model, cfg
         self.kind: str = cfg.task.kind
         self.bands = [str(band) for band in cfg.task.bands]
@@ -216,7 +223,8 @@ def load_network(
         if not value.isfinite().all():
             raise InputError(f"{folder}: {name} is not finite: its training diverged")
     result = record.result if isinstance(record, FinishedRun) else {}
-    network = Network(model, cfg, result.get("crs") or ()).to(device)
+    mismatch = None if norm else result.get("tile_mismatch")
+    network = Network(model, cfg, result.get("crs") or (), mismatch).to(device)
     if network.device.type == "cpu":  # faster there, and convolutions need no copies
         network.to(memory_format=torch.channels_last)
     return network

@@ -257,18 +257,19 @@ def _explained(network: "Network", tiling: Tiling, reach: Reach, exact: bool) ->
     count = f"{len(tiling)} tiles with a halo of {halo} pixels{', blended' * tiling.blend}"
     if exact and reach is None:
         return f"exact: {count}, each of which sees the whole image"
-    if reach is None:
-        return f"not known to be exact: {count}, the network's reach is not known; {_MEASURE}"
-    if exact:
+    if reach is not None and exact:
         return f"exact: {count}, the network's reach is {max(reach):g}"
+    measure = _MEASURE
+    if network.tile_mismatch is not None:
+        measure = f"its evaluation had a tile mismatch of {network.tile_mismatch:.2g} %; {_MEASURE}"
+    if reach is None:
+        return f"not known to be exact: {count}, the network's reach is not known; {measure}"
     found = network.audit(tiling.size).network
     if math.isinf(max(reach)):
         names = list(found.unlimited_by)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return (
             f"not exact: {count}, and no halo is enough: {', '.join(names[:3])}{more} of "
-            f"{network.label} see the whole map; {_MEASURE}"
+            f"{network.label} see the whole map; {measure}"
         )
-    return (
-        f"not exact: {count}, the network's reach is {max(reach):g}; raise --memory, or {_MEASURE}"
-    )
+    return f"not exact: {count}, the network's reach is {max(reach):g}; raise --memory; {measure}"
