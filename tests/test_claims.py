@@ -341,6 +341,7 @@ def test_the_layers_at_full_scale_are_those_that_the_maps_leave():
     # Maps of the stem are a half and a quarter of the crop, so 256 x 512: 383 covers one side.
     assert at_full_scale()["table4_w383"]["training"][:2] == (1, 0)
     assert at_full_scale()["table6_lcn"]["training"] == (0, 0, 53)
+    assert at_full_scale()["table7_lcn"]["evaluation"] == (12, 12, 18)  # in windows of 576
     assert {name for name in published_rows() if "lcn" in name or name[:6] in ("table3", "table4")}
     assert {*at_full_scale()} >= {n for n, r in published_rows().items() if r.norm["name"] == "lcn"}
 

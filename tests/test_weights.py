@@ -18,6 +18,7 @@ from tasks.models.checkpoint import load_backbone, load_pretrained, load_weights
 from tasks.models.hrnet import hrnetv2
 from tasks.models.mask_rcnn import mask_rcnn
 from tasks.models.weights import read_weights, unwrapped
+from tasks.runs.training import warn_of_scratch
 from tasks.schema import check_config
 
 SMALL = "hrnetv2_w18_small_v1"
@@ -207,6 +208,29 @@ def test_a_backbone_of_torchvision_or_timm_is_taken(tmp_path, maker):
     assert torch.equal(body["layer4.2.conv3.weight"], weights["layer4.2.conv3.weight"])
     with pytest.raises(InputError, match="cannot be fine-tuned as gn"):
         load_backbone(model, str(tmp_path / "resnet50.pth"), GN)
+
+
+@pytest.mark.parametrize("norm", [GN, {"name": "lcn", "c_group": 8, "window": 227}])
+def test_a_backbone_of_timm_in_gn_is_taken_for_gn_and_lcn(tmp_path, norm):
+    weights = timm.create_model("resnet50_gn").state_dict()
+    torch.save(weights, tmp_path / "w.pth")
+    model = mask_rcnn("mask_rcnn_r50_fpn", 3, norm, pretrained=True, **SIZES)
+    note = load_backbone(model, str(tmp_path / "w.pth"), norm)
+    assert f"gn (groups 32) into {norm['name']} (" in note
+    body = model.backbone.body.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in body.items())
+
+
+def test_a_row_of_table_5_without_a_backbone_is_warned_of(caplog):
+    for settings, warned in (
+        (["experiment=table5_gn"], True),
+        (["experiment=table5_gn", "task.backbone_checkpoint=w.pth"], False),
+        (["experiment=table5_gn", "data=mini"], False),
+        (["experiment=table6_gn"], False),
+    ):
+        caplog.clear()
+        warn_of_scratch(compose(settings))
+        assert ("give task.backbone_checkpoint" in caplog.text) == warned
 
 
 def of_torchvision_0_3(weights):

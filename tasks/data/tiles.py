@@ -249,6 +249,13 @@ def scored_windows(cfg: DictConfig, tile_set: TileSet) -> "TileWindows":
     return TileWindows(tile_set, size, evaluation_halo(cfg), total_stride(cfg.task.model))
 
 
+def window_size(cfg: DictConfig) -> tuple[int, int]:
+    """Height and width of these windows, of tiles that are not smaller."""
+    stride = total_stride(cfg.task.model)
+    height, width = (round_up(side, stride) for side in cfg.data.crop)
+    return height, width
+
+
 def evaluation_halo(cfg: DictConfig) -> int:
     """Pixels around a core, at least, in the evaluation of tiles."""
     halo = round(cfg.task.get("eval_halo", 0) * cfg.data.scale)

@@ -114,10 +114,11 @@ def write_audit(path: Path = AUDIT_FILE) -> list[str]:
 
 
 def _audited(row: Row) -> list[tuple[str, tuple[int, int], Seen]]:
-    """The counts of a row at the protocol's sizes; no evaluation where images differ in size."""
+    """The counts of a row at the protocol's sizes: of crops, and of what is evaluated at once."""
     import torch
 
     from lcn import audit
+    from tasks.data.tiles import window_size
     from tasks.models import build_model, one_image, training_size
 
     cfg = compose(row.settings)
@@ -127,7 +128,9 @@ def _audited(row: Row) -> list[tuple[str, tuple[int, int], Seen]]:
     image = cfg.task.resize or task_facts(row.task).image_size
     if cfg.task.kind != "segmentation":
         sizes["evaluation"] = sizes["training"]
-    elif image is not None and "eval_halo" not in cfg.task:  # which is evaluated in tiles
+    elif "eval_halo" in cfg.task:  # tiles, in windows
+        sizes["evaluation"] = window_size(cfg)
+    elif image is not None:
         sizes["evaluation"] = tuple(image)
     with torch.device("cpu" if cfg.task.kind == "detection" else "meta"):  # which draws a seed
         model = build_model(cfg)

@@ -112,7 +112,10 @@ class Start(NamedTuple):
 
 
 OWN = "a checkpoint of a run with this task/model"
-HRNET = Start(("last_layer.",), f"{OWN}, HRNet's own file, or one of timm (timm:hrnet_w18_small)")
+HRNET = Start(
+    ("last_layer.",),
+    f"{OWN}, HRNet's own file, or one of timm (timm:hrnet_w18_small.ms_in1k)",
+)
 UNET = Start(("head.",), f"{OWN}: no public weights of this network are known")
 STARTS = {
     "hrnetv2_w18_small_v1": HRNET,

@@ -190,6 +190,7 @@ def describe(cfg: DictConfig, run: Run, model: nn.Module, datasets: Datasets) ->
     log.info(f"model   {cfg.task.model.name}, {parameters:,} parameters")
     for note in getattr(model, "notes", ()):
         log.info(f"        {note}")
+    warn_of_scratch(cfg)
     log.info(f"norm    {norm_label(norm)}{window}")
     accumulated = cfg.trainer.accumulate
     devices = run.total_batch // cfg.data.batch_size // accumulated
@@ -220,6 +221,18 @@ def note_start(run: Run) -> None:
         log.warning(
             "warning: continued with other code or packages than it was started with; "
             f"{run.directory / 'provenance.json'} has both"
+        )
+
+
+def warn_of_scratch(cfg: DictConfig) -> None:
+    """Warns where a row of Table 5 would train from scratch on COCO, which the paper does not."""
+    detects, full = cfg.task.kind == "detection", cfg.data.name == "full"
+    if not (cfg.paper and detects and full):
+        return
+    if cfg.task.backbone_checkpoint is None and cfg.task.model.pretrained is None:
+        log.warning(
+            "warning: the paper's rows start from an ImageNet backbone: give "
+            "task.backbone_checkpoint=FILE (docs/protocol.md says which files there are)"
         )
 
 
