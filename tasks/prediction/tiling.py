@@ -10,7 +10,7 @@ soon as the halo is at least the network's reach.
 
 import bisect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -190,8 +190,9 @@ def choose_tiling(
         network: a segmentation.
         size: height and width of the image.
         halo: pixels around a core; None: the network's reach if such a tile fits the memory, else
-            the largest halo that does. Then an image that fits it whole is one tile.
-        core: height and width of a core; by default 512.
+            the largest halo that does, up to half a core. Then an image that fits it whole is one
+            tile.
+        core: height and width of a core; None: 512, or twice the halo where the memory has room.
         memory: bytes that the tensors of a tile may take.
         shift: see `Tiling`.
         blend: see `Tiling`; left out where tiles are exact without it.
@@ -214,7 +215,7 @@ def choose_tiling(
     elif core is None and fits(cut((0, 0), None)):
         tiling = cut((0, 0), None)
     else:
-        tiling = _largest_halo(cut, fits, reach, size, stride)
+        tiling = _chosen(cut, fits, core, size, math.lcm(*stride), reach)
     exact = tiling.is_exact(reach)
     if blend and not exact:
         if max(tiling.halo) == 0:
@@ -223,30 +224,46 @@ def choose_tiling(
     return Choice(tiling, exact, _explained(network, tiling, reach, exact))
 
 
-def _largest_halo(
-    cut: Callable[[Pair], Tiling],
+def _chosen(
+    cut: Callable[..., Tiling],
     fits: Callable[[Tiling], bool],
-    reach: Reach,
+    core: int | None,
     size: Pair,
-    stride: Pair,
+    step: int,
+    reach: Reach,
 ) -> Tiling:
-    """With the reach as the halo if that fits, else with the largest square one that does."""
-    wanted = [
-        min(side, round_up(side if reach is None or math.isinf(r) else math.ceil(r), of))
-        for side, of, r in zip(size, stride, reach or (math.inf, math.inf), strict=True)
-    ]
-    if fits(cut((wanted[0], wanted[1]))):
-        return cut((wanted[0], wanted[1]))
-    step = math.lcm(*stride)
-    halos = range(0, max(wanted) + 1, step)
-    fitting = bisect.bisect_left(halos, True, key=lambda halo: not fits(cut((halo, halo))))
-    found = cut((halos[max(0, fitting - 1)],) * 2)
-    if not fitting:
+    """With the reach as the halo if that fits, else with the largest square halo up to half a core.
+
+    A core that is not given becomes twice the halo as far as the memory has room: each pixel is
+    then computed four times, not more.
+    """
+
+    def last(choices: Sequence[int], tiling: Callable[[int], Tiling]) -> Tiling:
+        """The last choice that fits, or the first; larger ones need more."""
+        fitting = bisect.bisect_left(choices, True, key=lambda c: not fits(tiling(c)))
+        return tiling(choices[max(0, fitting - 1)])
+
+    least = core or DEFAULT_CORE
+    if reach is not None and math.isfinite(min(reach)):
+        halo = [
+            side if math.isinf(far) else math.ceil(far)
+            for side, far in zip(size, reach, strict=True)
+        ]
+        most = least if core else max(least, 2 * round_up(max(halo), step))
+        exact = last(range(least, most + 1, step), lambda side: cut((halo[0], halo[1]), side))
+        if fits(exact):
+            return exact
+    half = round_up(least // 2, step)
+    found = last(range(0, half + 1, step), lambda halo: cut((halo, halo), least))
+    if not fits(found):
         height, width = found.largest
         raise InputError(
             f"a tile of {height} x {width} pixels does not fit the memory: lower --tile or raise "
             "--memory"
         )
+    if core is None and found.halo[0] == half:
+        halos = range(half, max(half, *size) + 1, step)
+        found = last(halos, lambda halo: cut((halo, halo), 2 * halo))
     return found
 
 
