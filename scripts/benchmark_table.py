@@ -61,6 +61,20 @@ class Table:
             flush=True,
         )
 
+    def add_input(self, what: str, shape: tuple[int, ...], times: dict[str, float]) -> None:
+        """Seconds of a training sample: ``decode``, ``read`` and ``load``."""
+        ratio = times["load"] / times["decode"]
+        row: dict[str, object] = {"part": "input", "what": what, "mode": "training sample"}
+        row |= {"shape": "x".join(map(str, shape)), "c_group": "", "window": ""}
+        row.update({f"{name}_ms": f"{1e3 * value:.3f}" for name, value in times.items()})
+        self.rows.append({**row, "load_over_decode": f"{ratio:.3f}"})
+        print(
+            f"{what:36} {row['shape']:>12}  "
+            + "  ".join(f"{name} {1e3 * value:6.2f} ms" for name, value in times.items())
+            + f"  ratio {ratio:.2f}",
+            flush=True,
+        )
+
     def say(self, line: str) -> None:
         self.lines.append(line)
         print(f"=> {line}", flush=True)
@@ -74,16 +88,18 @@ class Table:
         case = ("part", "what", "mode", "shape", "c_group", "window")
         with path.open(newline="", encoding="utf-8") as file:
             earlier = {tuple(row[key] for key in case): row for row in csv.DictReader(file)}
-        changes: dict[tuple[str, str], list[float]] = {}
+        changes: dict[tuple[str, str, str], list[float]] = {}
         for row in self.rows:
             old = earlier.get(tuple(str(row[key]) for key in case))
             if old is not None:
-                change = float(str(row["lcn_over_gn"])) / float(old["lcn_over_gn"])
-                changes.setdefault((str(row["part"]), str(row["mode"])), []).append(change)
-        for (part, mode), found in changes.items():
+                name = "lcn_over_gn" if "lcn_over_gn" in row else "load_over_decode"
+                change = float(str(row[name])) / float(old[name])
+                kind = (str(row["part"]), str(row["mode"]), name.replace("_", " "))
+                changes.setdefault(kind, []).append(change)
+        for (part, mode, name), found in changes.items():
             mean = math.exp(statistics.fmean(map(math.log, found)))
             self.say(
-                f"{part}, {mode}: lcn over gn is {mean:.2f} of that in {path} "
+                f"{part}, {mode}: {name} is {mean:.2f} of that in {path} "
                 f"({min(found):.2f} to {max(found):.2f}, {len(found)} cases)"
             )
         if not changes:

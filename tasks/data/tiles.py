@@ -230,13 +230,16 @@ class RandomPatches(_OfTiles):
     def __len__(self) -> int:
         return self.per_epoch
 
-    def draw(self, index: int, rng: np.random.Generator) -> Sample:
-        """A sample as of `read_sample`, at a place that follows from ``rng`` alone."""
+    def choose(self, rng: np.random.Generator) -> tuple[Tile, Place]:
+        """A tile and a place in it that follow from ``rng`` alone."""
         number = int(rng.integers(len(self.tiles)))
         free = [have - need for have, need in zip(self.tile_sizes[number], self.size, strict=True)]
         top, left = (int(rng.integers(room + 1)) for room in free)
-        place = Place(top, left, *self.size)
-        return read_sample(self.tiles[number], place, self.tile_set.train_ids)
+        return self.tiles[number], Place(top, left, *self.size)
+
+    def draw(self, index: int, rng: np.random.Generator) -> Sample:
+        """A sample as of `read_sample`, at a place that follows from ``rng`` alone."""
+        return read_sample(*self.choose(rng), self.tile_set.train_ids)
 
     def __getitem__(self, index: int) -> Sample:
         """The draw that follows from ``index`` alone."""
