@@ -51,13 +51,6 @@ def _sum(typing_context, a, b, c):
 
 
 @_compiled
-def _grey(image, k):
-    value = image[0, k] * np.float32(0.2989)
-    value = _sum(image[1, k], np.float32(0.587), value)
-    return _sum(image[2, k], np.float32(0.114), value)
-
-
-@_compiled
 def _within(value):
     return min(max(value, np.float32(0)), np.float32(1))
 
@@ -66,7 +59,9 @@ def _within(value):
 def grey(image, out):
     """The brightness of every pixel."""
     for k in range(len(out)):
-        out[k] = _grey(image, k)
+        value = image[0, k] * np.float32(0.2989)
+        value = _sum(image[1, k], np.float32(0.587), value)
+        out[k] = _sum(image[2, k], np.float32(0.114), value)
 
 
 @_compiled
@@ -79,19 +74,10 @@ def brighten(image, factor):
 
 @_compiled
 def blend(image, factor, other, share):
-    """Times a factor, plus a share of one value."""
+    """Times a factor, plus a share of another image of one channel."""
     for c in range(len(image)):
         for k in range(image.shape[1]):
-            image[c, k] = _within(_sum(other, share, image[c, k] * factor))
-
-
-@_compiled
-def blend_grey(image, factor, share):
-    """Times a factor, plus a share of the pixel's brightness."""
-    for k in range(image.shape[1]):
-        other = _grey(image, k)
-        for c in range(3):
-            image[c, k] = _within(_sum(other, share, image[c, k] * factor))
+            image[c, k] = _within(_sum(other[k], share, image[c, k] * factor))
 
 
 # ------------------------------------------------------------------------------------- scaling

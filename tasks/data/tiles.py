@@ -17,7 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from tasks.data import IGNORED, Sample, TiledDataset
-from tasks.data.files import reading, require_file
+from tasks.data.files import reading, require_file, translated
 from tasks.data.plots import label_figure
 from tasks.errors import InputError
 from tasks.protocol import TaskFacts
@@ -168,10 +168,11 @@ def read_sample(tile: Tile, place: Place, train_ids: np.ndarray) -> Sample:
     Raises:
         InputError: a file cannot be read, or a label value is unknown.
     """
-    label = np.full((place.height, place.width), IGNORED, dtype=np.uint8)
-    if tile.label is not None:
+    if tile.label is None:
+        label = np.full((place.height, place.width), IGNORED, dtype=np.uint8)
+    else:
         values = read(tile.label, place)[..., 0]
-        label = train_ids[values]
+        label = translated(values, train_ids)
         if (label == UNKNOWN).any():
             known = ", ".join(str(value) for value in np.flatnonzero(train_ids != UNKNOWN))
             raise InputError(

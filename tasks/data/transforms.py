@@ -6,7 +6,6 @@ Only the pixels that are used are worked on, and they stay bytes as long as the 
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +74,7 @@ class Transform(ABC):
     def finish(self, image: np.ndarray) -> Tensor:
         """An augmented image, normalized: float32 [bands, H, W]."""
         height, width, bands = image.shape
-        out = torch.empty(height, width, bands).permute(2, 0, 1)  # as the image lies
+        out = torch.empty(bands, height, width)
         self.normalize(image, out)
         return out
 
@@ -169,15 +168,14 @@ class ClassificationTransform(Transform):
             self.lighting = cfg.task.get("lighting", 0.0)
 
     def augment(self, sample: Sample, generator: Generator) -> Sample:
-        image = torch.from_numpy(writable(sample["image"])).permute(2, 0, 1)
+        image = sample["image"]
         if not self.training:
-            image = F.resize_image(image, [self.resize], self.mode)
-            image = F.center_crop_image(image, self.crop)
-            return {**sample, "image": image.permute(1, 2, 0).numpy()}
-        _, height, width = image.shape
-        top, left, height, width = self.choose(height, width, generator)
-        image = image[:, top : top + height, left : left + width]
-        part = F.resize_image(image, self.crop, self.mode).permute(1, 2, 0).numpy()
+            resized = F.resize_image(channels_first(image), [self.resize], self.mode)
+            cropped = F.center_crop_image(resized, self.crop)
+            return {**sample, "image": cropped.permute(1, 2, 0).numpy()}
+        top, left, height, width = self.choose(image.shape[0], image.shape[1], generator)
+        region = channels_first(image[top : top + height, left : left + width])
+        part = F.resize_image(region, self.crop, self.mode).permute(1, 2, 0).numpy()
         if self.flips(generator):
             part = part[:, ::-1]
         if self.jitter or self.lighting:
@@ -227,19 +225,18 @@ def jitter(image: np.ndarray, strength: float, generator: Generator) -> None:
     """
     order = torch.randperm(4, generator=generator).tolist()  # 3 is the hue, which stays
     factors = [uniform((1 - strength, 1 + strength), generator) for _ in range(3)]
+    brightness = np.empty(image.shape[1], np.float32)
     for kind in order:
         if kind == 3:
             continue
         factor, share = np.float32(factors[kind]), np.float32(1.0 - factors[kind])
         if kind == 0:
             pixels.brighten(image, factor)
-        elif kind == 1:
-            brightness = np.empty(image.shape[1], np.float32)
-            pixels.grey(image, brightness)
-            mean = np.float32(torch.from_numpy(brightness).mean().item())
-            pixels.blend(image, factor, mean, share)
-        else:
-            pixels.blend_grey(image, factor, share)
+            continue
+        pixels.grey(image, brightness)
+        if kind == 1:
+            brightness.fill(torch.from_numpy(brightness).mean().item())
+        pixels.blend(image, factor, brightness, share)
 
 
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -273,18 +270,18 @@ class DetectionTransform(Transform):
     """Random flipping of an image and its objects."""
 
     def augment(self, sample: Sample, generator: Generator) -> Sample:
-        arrays: dict[str, Any] = {
-            name: torch.from_numpy(sample[name]) for name in ("boxes", "labels", "masks")
-        }
-        image = sample["image"]
+        image, boxes, masks = sample["image"], sample["boxes"].copy(), sample["masks"]
         if self.flips(generator):
-            boxes = arrays["boxes"].clone()
-            boxes[:, [0, 2]] = boxes[:, [2, 0]].sub_(image.shape[1]).neg_()
-            arrays |= {"boxes": boxes, "masks": arrays["masks"].flip(-1)}
-            image = image[:, ::-1]
-        return {**sample, **arrays, "image": image}
+            boxes[:, [0, 2]] = -(boxes[:, [2, 0]] - np.float32(image.shape[1]))
+            image, masks = image[:, ::-1], masks[..., ::-1]
+        tensors = {
+            "boxes": torch.from_numpy(boxes),
+            "masks": torch.from_numpy(np.ascontiguousarray(masks)),
+            "labels": torch.from_numpy(sample["labels"]),
+        }
+        return {**sample, **tensors, "image": image}
 
 
-def writable(image: np.ndarray) -> np.ndarray:
-    """The image, or a copy: PyTorch warns of arrays that may not be written."""
-    return image if image.flags.writeable else image.copy()
+def channels_first(image: np.ndarray) -> Tensor:
+    """A copy of [H, W, bands] as [bands, H, W], lying in memory as before."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)
