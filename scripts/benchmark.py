@@ -33,6 +33,7 @@ if "--small-pages" not in sys.argv:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import benchmark_input
+import benchmark_training
 import gpu_static
 import torch
 from benchmark_table import Table, huge_pages, processor
@@ -407,7 +408,7 @@ def keep_freed_memory() -> None:
         c_library.mallopt(trim_threshold, 2**31 - 1)
 
 
-PARTS = {
+PARTS: dict[str, Callable[[argparse.Namespace, Table], None]] = {
     "windowed": measure_windowed,
     "channels-last": measure_channels_last,
     "fixed": measure_fixed,
@@ -420,6 +421,7 @@ PARTS = {
     "step": measure_step,
     "start": measure_start,
     "input": benchmark_input.measure,
+    "training": functools.partial(benchmark_training.measure, clock=clock),
 }
 
 
@@ -451,6 +453,12 @@ def main() -> None:
         "--data-root", type=path_of, metavar="DIR",
         help="for input: real samples, in a folder per task (cityscapes, coco, ...)",
     )  # fmt: skip
+    parser.add_argument(
+        "--tasks", nargs="+", choices=benchmark_training.TASKS, help="for input and training"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="for training: trainer.compile=true too, for minutes"
+    )
     parser.add_argument("--output", type=path_of, default=Path("benchmark"), help="folder to write")
     options = parser.parse_args()
     keep_freed_memory()

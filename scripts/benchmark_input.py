@@ -36,7 +36,7 @@ Key = tuple[int, int]  # epoch, index
 def measure(options: argparse.Namespace, table: Table) -> None:
     """Samples of the miniatures and, with ``--data-root``, real ones at full size."""
     with tempfile.TemporaryDirectory() as folder:
-        for task in TASKS:
+        for task in options.tasks or TASKS:
             if task != "camvid":  # which has no miniature
                 measure_task(task, ["data=mini"], options.seconds, table)
             real = options.data_root and options.data_root / task

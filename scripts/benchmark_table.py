@@ -30,6 +30,9 @@ def huge_pages() -> str:
     return "no transparent huge pages"
 
 
+RATIOS = ("lcn_over_gn", "load_over_decode", "over_plain")
+
+
 class Table:
     """Prints each result as it comes, and keeps all of them."""
 
@@ -75,6 +78,21 @@ class Table:
             flush=True,
         )
 
+    def add_step(
+        self, task: str, way: tuple[bool, str, bool], seconds: float, plain: float
+    ) -> None:
+        """Seconds of a training step, and of one in NCHW, float32, not compiled."""
+        layout, precision = "channels-last" if way[0] else "NCHW", way[1].split("-")[0]
+        mode = f"{layout}, {precision}{', compiled' if way[2] else ''}"
+        row: dict[str, object] = {"part": "training", "what": task, "mode": mode}
+        row |= {"shape": "", "c_group": "", "window": "", "step_ms": f"{1e3 * seconds:.1f}"}
+        self.rows.append({**row, "over_plain": f"{seconds / plain:.3f}"})
+        print(
+            f"{task:12} {mode:32} {1e3 * seconds:9.1f} ms  {1 / seconds:6.2f} steps/s"
+            f"  of NCHW, 32: {seconds / plain:.2f}",
+            flush=True,
+        )
+
     def say(self, line: str) -> None:
         self.lines.append(line)
         print(f"=> {line}", flush=True)
@@ -92,7 +110,7 @@ class Table:
         for row in self.rows:
             old = earlier.get(tuple(str(row[key]) for key in case))
             if old is not None:
-                name = "lcn_over_gn" if "lcn_over_gn" in row else "load_over_decode"
+                name = next(key for key in RATIOS if key in row)
                 change = float(str(row[name])) / float(old[name])
                 kind = (str(row["part"]), str(row["mode"]), name.replace("_", " "))
                 changes.setdefault(kind, []).append(change)
