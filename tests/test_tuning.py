@@ -1,6 +1,7 @@
 """Memory format and compiled code of a network: the same numbers, but for rounding."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from lcn import build_norm
 from tasks.config import compose, options
 from tasks.errors import InputError
 from tasks.models import build_model
+from tasks.runs.plan.calibration import training_loss
+from tasks.runs.plan.step import random_batch
 from tasks.runs.training import tune
 
 
@@ -103,3 +106,40 @@ def test_compiled_in_channels_last_a_network_gives_what_it_gave(experiment, prec
         results.append(y.detach().float())
     tolerance = 2e-3 if precision == "32-true" else 0.1
     assert (results[0] - results[1]).abs().max() <= tolerance * results[0].abs().max()
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "inria",
+        *(pytest.param(t, marks=pytest.mark.slow) for t in ("chesapeake", "imagenet", "coco")),
+        *(pytest.param(t, marks=pytest.mark.slow) for t in ("cityscapes", "camvid")),
+    ],
+)
+def test_compiled_in_channels_last_and_bfloat16_every_task_trains(task, monkeypatch):
+    """Without code from a C++ compiler, which takes minutes; graph breaks are errors."""
+    torch.compiler.reset()
+    compiled = functools.partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    losses = []
+    for tuned in (False, True):
+        cfg = compose(
+            [f"task={task}", "norm=lcn", "trainer=cpu", f"trainer.compile={tuned}",
+             f"trainer.channels_last={tuned}", "data.batch_size=2", "data.width=0.25",
+             *(["data=mini"] if task != "camvid" else [])]
+        )  # fmt: skip
+        if cfg.task.num_classes is None:
+            cfg.task.class_names, cfg.task.num_classes, cfg.task.outputs = ["a", "b"], 2, 2
+        torch.manual_seed(0)
+        model = build_model(cfg).train()
+        loss_of = training_loss(cfg, model)
+        batch = random_batch(cfg, 2, torch.device("cpu"))
+        torch.manual_seed(1)  # what a detector chooses
+        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+            loss = loss_of(batch)
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert gradients
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
