@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                          everything below, about fifteen minutes
     python scripts/benchmark.py --only windowed          windows smaller than the map
+    python scripts/benchmark.py --only input             reading of training samples
     python scripts/benchmark.py --against old/benchmark.csv
 
 The two times of a ratio are measured in turns, on the same tensor and threads. Each is the
@@ -31,6 +32,8 @@ from pathlib import Path
 if "--small-pages" not in sys.argv:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+import benchmark_input
+import benchmark_training
 import gpu_static
 import torch
 from benchmark_table import Table, huge_pages, processor
@@ -405,7 +408,7 @@ def keep_freed_memory() -> None:
         c_library.mallopt(trim_threshold, 2**31 - 1)
 
 
-PARTS = {
+PARTS: dict[str, Callable[[argparse.Namespace, Table], None]] = {
     "windowed": measure_windowed,
     "channels-last": measure_channels_last,
     "fixed": measure_fixed,
@@ -417,6 +420,8 @@ PARTS = {
     "memory": measure_memory,
     "step": measure_step,
     "start": measure_start,
+    "input": benchmark_input.measure,
+    "training": functools.partial(benchmark_training.measure, clock=clock),
 }
 
 
@@ -443,6 +448,16 @@ def main() -> None:
         "--cpu-time",
         action="store_true",
         help="measure processor time; with --threads 1, on a machine that runs other programs",
+    )
+    parser.add_argument(
+        "--data-root", type=path_of, metavar="DIR",
+        help="for input: real samples, in a folder per task (cityscapes, coco, ...)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tasks", nargs="+", choices=benchmark_training.TASKS, help="for input and training"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="for training: trainer.compile=true too, for minutes"
     )
     parser.add_argument("--output", type=path_of, default=Path("benchmark"), help="folder to write")
     options = parser.parse_args()

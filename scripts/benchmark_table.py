@@ -30,6 +30,9 @@ def huge_pages() -> str:
     return "no transparent huge pages"
 
 
+RATIOS = ("lcn_over_gn", "load_over_decode", "over_plain")
+
+
 class Table:
     """Prints each result as it comes, and keeps all of them."""
 
@@ -61,6 +64,35 @@ class Table:
             flush=True,
         )
 
+    def add_input(self, what: str, shape: tuple[int, ...], times: dict[str, float]) -> None:
+        """Seconds of a training sample: ``decode``, ``read`` and ``load``."""
+        ratio = times["load"] / times["decode"]
+        row: dict[str, object] = {"part": "input", "what": what, "mode": "training sample"}
+        row |= {"shape": "x".join(map(str, shape)), "c_group": "", "window": ""}
+        row.update({f"{name}_ms": f"{1e3 * value:.3f}" for name, value in times.items()})
+        self.rows.append({**row, "load_over_decode": f"{ratio:.3f}"})
+        print(
+            f"{what:36} {row['shape']:>12}  "
+            + "  ".join(f"{name} {1e3 * value:6.2f} ms" for name, value in times.items())
+            + f"  ratio {ratio:.2f}",
+            flush=True,
+        )
+
+    def add_step(
+        self, task: str, way: tuple[bool, str, bool], seconds: float, plain: float
+    ) -> None:
+        """Seconds of a training step, and of one in NCHW, float32, not compiled."""
+        layout, precision = "channels-last" if way[0] else "NCHW", way[1].split("-")[0]
+        mode = f"{layout}, {precision}{', compiled' if way[2] else ''}"
+        row: dict[str, object] = {"part": "training", "what": task, "mode": mode}
+        row |= {"shape": "", "c_group": "", "window": "", "step_ms": f"{1e3 * seconds:.1f}"}
+        self.rows.append({**row, "over_plain": f"{seconds / plain:.3f}"})
+        print(
+            f"{task:12} {mode:32} {1e3 * seconds:9.1f} ms  {1 / seconds:6.2f} steps/s"
+            f"  of NCHW, 32: {seconds / plain:.2f}",
+            flush=True,
+        )
+
     def say(self, line: str) -> None:
         self.lines.append(line)
         print(f"=> {line}", flush=True)
@@ -74,16 +106,18 @@ class Table:
         case = ("part", "what", "mode", "shape", "c_group", "window")
         with path.open(newline="", encoding="utf-8") as file:
             earlier = {tuple(row[key] for key in case): row for row in csv.DictReader(file)}
-        changes: dict[tuple[str, str], list[float]] = {}
+        changes: dict[tuple[str, str, str], list[float]] = {}
         for row in self.rows:
             old = earlier.get(tuple(str(row[key]) for key in case))
             if old is not None:
-                change = float(str(row["lcn_over_gn"])) / float(old["lcn_over_gn"])
-                changes.setdefault((str(row["part"]), str(row["mode"])), []).append(change)
-        for (part, mode), found in changes.items():
+                name = next(key for key in RATIOS if key in row)
+                change = float(str(row[name])) / float(old[name])
+                kind = (str(row["part"]), str(row["mode"]), name.replace("_", " "))
+                changes.setdefault(kind, []).append(change)
+        for (part, mode, name), found in changes.items():
             mean = math.exp(statistics.fmean(map(math.log, found)))
             self.say(
-                f"{part}, {mode}: lcn over gn is {mean:.2f} of that in {path} "
+                f"{part}, {mode}: {name} is {mean:.2f} of that in {path} "
                 f"({min(found):.2f} to {max(found):.2f}, {len(found)} cases)"
             )
         if not changes:

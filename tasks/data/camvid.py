@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from tasks.data import IGNORED, Dataset, Sample
-from tasks.data.files import list_folder, names_digest, read_labels, read_rgb
+from tasks.data.files import list_folder, names_digest, read_labels, read_rgb, translated
 from tasks.data.plots import label_figure
 from tasks.errors import InputError
 from tasks.protocol import task_facts
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 VOID = 11
 """Label of the pixels that the benchmark ignores."""
 _AGAIN = "copy the folder again"
+_TRAIN_IDS = np.arange(256, dtype=np.uint8)
+_TRAIN_IDS[VOID] = IGNORED
 
 
 def open_splits(cfg: DictConfig, splits: Sequence[str], root: Path, release: str) -> list["CamVid"]:
@@ -100,7 +102,7 @@ class CamVid(Dataset):
             raise InputError(
                 f"{self.labels / name} has the label {label.max()}; CamVid's are 0 to {VOID}"
             )
-        label = np.where(label == VOID, np.uint8(IGNORED), label)
+        label = translated(label, _TRAIN_IDS)
         return {"image": image, "label": label, "name": Path(name).stem}
 
     def plot(self, sample: Sample, prediction: np.ndarray | None = None) -> "Figure":

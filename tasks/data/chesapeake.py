@@ -21,6 +21,7 @@ from tasks.data.files import (
     read_text,
     reading,
     require_file,
+    translated,
 )
 from tasks.data.plots import label_figure
 from tasks.data.tiles import UNKNOWN, Tile, TileSet, TileWindows, class_table, scored_windows
@@ -122,7 +123,7 @@ class Chesapeake(Dataset):
         channels = _read_channels(path, _LABEL_CHANNEL + 1, self.size, whole)
         self._verified[index] = version
         codes = _as_bytes(path, channels[_LABEL_CHANNEL], "land cover, channel 8")
-        label = TRAIN_IDS[codes]
+        label = translated(codes, TRAIN_IDS)
         if (label == UNKNOWN).any():
             raise InputError(
                 f"{path} has the land-cover code {codes[label == UNKNOWN][0]} in channel 8; "

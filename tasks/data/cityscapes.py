@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from tasks.data import IGNORED, Dataset, Sample
-from tasks.data.files import list_folder, names_digest, read_labels, read_rgb
+from tasks.data.files import list_folder, names_digest, read_labels, read_rgb, translated
 from tasks.data.plots import label_figure
 from tasks.errors import InputError
 from tasks.protocol import task_facts
@@ -126,7 +126,7 @@ class Cityscapes(Dataset):
                 f"{label_path} is {_size(label_ids)} but its image is {_size(image)} (height x "
                 f"width); unpack both archives again ({image_path})"
             )
-        label = _TRAIN_IDS[label_ids]
+        label = translated(label_ids, _TRAIN_IDS)
         if (label == _UNKNOWN).any():
             raise InputError(
                 f"{label_path} has the label value {label_ids[label == _UNKNOWN][0]}; Cityscapes' "

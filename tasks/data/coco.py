@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
+from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from tasks.data import DetectionDataset, Sample
@@ -150,19 +151,21 @@ class Coco(DetectionDataset):
         objects = self._objects(image)
         boxes = [_clipped(annotation["bbox"], image) for annotation in objects]
         labels = [self.labels[annotation["category_id"]] for annotation in objects]
-        masks = [self._mask(annotation) for annotation in objects]
+        runs = [self._runs(annotation) for annotation in objects]
+        columns = mask_utils.decode(runs).T if runs else np.empty((0, width, height), np.uint8)
         return {
             "image": pixels,
             "boxes": np.array(boxes, np.float32).reshape(-1, 4),
             "labels": np.array(labels, np.int64),
-            "masks": np.array(masks, np.uint8).reshape(-1, height, width),
+            "masks": columns.transpose(0, 2, 1),
             "image_id": image["id"],
             "name": path.stem,
         }
 
-    def _mask(self, annotation: dict) -> np.ndarray:
+    def _runs(self, annotation: dict) -> dict:
+        """The run lengths of an annotation's mask."""
         try:
-            return self.ground_truth.annToMask(annotation)
+            return self.ground_truth.annToRLE(annotation)
         except Exception as error:  # pycocotools raises whatever its C code stumbles over
             raise InputError(
                 f"{self.json_path}: the segmentation of annotation id {annotation['id']} cannot be "

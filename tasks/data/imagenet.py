@@ -169,14 +169,18 @@ class ImageNet(Dataset):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def name(self, index: int) -> str:
+        """Path of an image below the root."""
+        key = os.fsdecode(self._keys[index])
+        return f"{self.split}/{key if self._has_class_folders else key.partition('/')[2]}"
+
     def __getitem__(self, index: int) -> Sample:
         """One sample: ``image`` uint8 [H, W, 3], ``label`` int, ``name`` (path below the root).
 
         Raises:
             InputError: the file cannot be read.
         """
-        key = os.fsdecode(self._keys[index])
-        name = f"{self.split}/{key if self._has_class_folders else key.partition('/')[2]}"
+        name = self.name(index)
         image = read_rgb(self.root / name, ["JPEG", "PNG"], _AGAIN)
         return {"image": image, "label": int(self._labels[index]), "name": name}
 

@@ -6,6 +6,7 @@ same images.
 """
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -14,12 +15,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
-from torchvision import tv_tensors
 
 from tasks.data import Dataset, Datasets, Sample
-from tasks.data.transforms import make_transform
+from tasks.data.transforms import Transform, make_transform
 from tasks.errors import InputError
 from tasks.identity import stable_seed
 
@@ -27,38 +27,72 @@ from tasks.identity import stable_seed
 class Augmented(TorchDataset):
     """A dataset after its transform, indexed by (epoch, index): its random draws follow from it."""
 
-    def __init__(self, dataset: Dataset, transform: Callable, seed: int):
+    def __init__(self, dataset: Dataset, transform: Transform, seed: int):
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
-        seed = stable_seed(self.seed, epoch, index)
-        sample = self.dataset.draw(index, np.random.default_rng(seed))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sample = self.transform(to_tv_tensors(sample))
-        return {
-            key: value.as_subclass(torch.Tensor) if isinstance(value, torch.Tensor) else value
-            for key, value in sample.items()
-        }
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """A sample as a network is given it: tensors, ``image`` float32 [bands, H, W]."""
+        (sample,) = self.each(self.__getitems__([key]))
+        if isinstance(sample.get("label"), np.ndarray):
+            sample["label"] = torch.from_numpy(sample["label"].astype(np.int64))
+        return sample
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
+        """What a loader makes a batch of, by `stack` or `each`.
+
+        All are read before the first is augmented: the code that reads and the code that augments
+        drive one another out of the processor's caches.
+        """
+        seeds = [stable_seed(self.seed, *key) for key in keys]
+        samples = [
+            self.dataset.draw(index, np.random.default_rng(seed))
+            for (_, index), seed in zip(keys, seeds, strict=True)
+        ]
+        return [
+            self.transform.augment(sample, torch.Generator().manual_seed(seed))
+            for sample, seed in zip(samples, seeds, strict=True)
+        ]
+
+    def each(self, samples: list[Sample]) -> list[Sample]:
+        """The samples with their images normalized."""
+        return [{**sample, "image": self.transform.finish(sample["image"])} for sample in samples]
+
+    def stack(self, samples: list[Sample]) -> Sample:
+        """A batch of samples of one size; labels of pixels are int64 [N, H, W].
+
+        Raises:
+            InputError: their sizes differ.
+        """
+        images = [sample["image"] for sample in samples]
+        sizes = {image.shape[:2] for image in images}
+        if len(sizes) > 1:
+            (height, width), (other_height, other_width), *_ = sorted(sizes)
+            raise InputError(
+                f"the images of a batch differ in size ({height} x {width}, {other_height} x "
+                f"{other_width}, first {samples[0]['name']}): set data.eval_batch_size=1"
+            )
+        height, width, bands = images[0].shape
+        batch = {"image": empty(len(images), bands, height, width)}
+        for image, out in zip(images, batch["image"], strict=True):
+            self.transform.normalize(image, out)
+        rest = [{k: v for k, v in sample.items() if k != "image"} for sample in samples]
+        if isinstance(rest[0].get("label"), np.ndarray):
+            batch["label"] = empty(len(images), height, width, dtype=torch.int64)
+            for sample, label in zip(rest, batch["label"].numpy(), strict=True):
+                label[...] = sample.pop("label")
+        return batch | default_collate(rest)
 
 
-def to_tv_tensors(sample: Sample) -> dict[str, Any]:
-    """A dataset's numpy sample with its arrays as what torchvision's transforms know."""
-    image = tv_tensors.Image(torch.from_numpy(sample["image"].copy()).permute(2, 0, 1))
-    arrays = {k: torch.from_numpy(v.copy()) for k, v in sample.items() if isinstance(v, np.ndarray)}
-    tensors = sample | arrays | {"image": image}
-    for name in ("label", "masks"):
-        if name in arrays:
-            tensors[name] = tv_tensors.Mask(arrays[name])
-    if "boxes" in arrays:
-        tensors["boxes"] = tv_tensors.BoundingBoxes(
-            arrays["boxes"], format="XYXY", canvas_size=image.shape[-2:]
-        )
-    return tensors
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor without values; of a loading process, in memory that it shares with the training."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    size = math.prod(shape) * dtype.itemsize
+    storage = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 class TrainBatches:
@@ -144,22 +178,6 @@ class EvalBatches:
             yield [(0, index) for index in batch]
 
 
-def stack(samples: list[Sample]) -> Sample:
-    """A batch of samples of one size.
-
-    Raises:
-        InputError: their sizes differ.
-    """
-    sizes = {tuple(sample["image"].shape[-2:]) for sample in samples}
-    if len(sizes) > 1:
-        (height, width), (other_height, other_width), *_ = sorted(sizes)
-        raise InputError(
-            f"the images of a batch differ in size ({height} x {width}, {other_height} x "
-            f"{other_width}, first {samples[0]['name']}): set data.eval_batch_size=1"
-        )
-    return default_collate(samples)
-
-
 def loading_processes(cfg: DictConfig) -> int:
     """How many processes read ahead for a device; with 0 the training waits for each batch."""
     return min(cfg.data.workers, (os.cpu_count() or 1) - 1)
@@ -181,12 +199,13 @@ class DataModule(pl.LightningDataModule):
         self, dataset: Dataset, batches: TrainBatches | EvalBatches, training: bool
     ) -> DataLoader:
         workers = loading_processes(self.cfg)
+        data = Augmented(dataset, make_transform(self.cfg, training), self.cfg.seed)
         return DataLoader(
-            Augmented(dataset, make_transform(self.cfg, training), self.cfg.seed),
+            data,
             batch_sampler=batches,
             num_workers=workers,
             # Images of a detector differ in size: it takes a list of samples.
-            collate_fn=list if self.cfg.task.kind == "detection" else stack,
+            collate_fn=data.each if self.cfg.task.kind == "detection" else data.stack,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

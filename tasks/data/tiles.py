@@ -17,7 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from tasks.data import IGNORED, Sample, TiledDataset
-from tasks.data.files import reading, require_file
+from tasks.data.files import reading, require_file, translated
 from tasks.data.plots import label_figure
 from tasks.errors import InputError
 from tasks.protocol import TaskFacts
@@ -168,10 +168,11 @@ def read_sample(tile: Tile, place: Place, train_ids: np.ndarray) -> Sample:
     Raises:
         InputError: a file cannot be read, or a label value is unknown.
     """
-    label = np.full((place.height, place.width), IGNORED, dtype=np.uint8)
-    if tile.label is not None:
+    if tile.label is None:
+        label = np.full((place.height, place.width), IGNORED, dtype=np.uint8)
+    else:
         values = read(tile.label, place)[..., 0]
-        label = train_ids[values]
+        label = translated(values, train_ids)
         if (label == UNKNOWN).any():
             known = ", ".join(str(value) for value in np.flatnonzero(train_ids != UNKNOWN))
             raise InputError(
@@ -230,13 +231,16 @@ class RandomPatches(_OfTiles):
     def __len__(self) -> int:
         return self.per_epoch
 
-    def draw(self, index: int, rng: np.random.Generator) -> Sample:
-        """A sample as of `read_sample`, at a place that follows from ``rng`` alone."""
+    def choose(self, rng: np.random.Generator) -> tuple[Tile, Place]:
+        """A tile and a place in it that follow from ``rng`` alone."""
         number = int(rng.integers(len(self.tiles)))
         free = [have - need for have, need in zip(self.tile_sizes[number], self.size, strict=True)]
         top, left = (int(rng.integers(room + 1)) for room in free)
-        place = Place(top, left, *self.size)
-        return read_sample(self.tiles[number], place, self.tile_set.train_ids)
+        return self.tiles[number], Place(top, left, *self.size)
+
+    def draw(self, index: int, rng: np.random.Generator) -> Sample:
+        """A sample as of `read_sample`, at a place that follows from ``rng`` alone."""
+        return read_sample(*self.choose(rng), self.tile_set.train_ids)
 
     def __getitem__(self, index: int) -> Sample:
         """The draw that follows from ``index`` alone."""

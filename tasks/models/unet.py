@@ -116,9 +116,19 @@ class UNet(nn.Module):
                 left, top = missing[0] // 2, missing[1] // 2
                 skip = skip[..., top : top + x.shape[2], left : left + x.shape[3]]
             elif any(missing):
-                x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
+                x = extended(x, missing[0], missing[1])
             x = level(torch.cat([skip, x], dim=1))
         return self.head(x)
+
+
+def extended(x: torch.Tensor, right: int, bottom: int) -> torch.Tensor:
+    """A map whose last column and row are repeated as often."""
+    if not torch.compiler.is_compiling():
+        return F.pad(x, (0, right, 0, bottom), mode="replicate")
+    # The same numbers. In channels-last, the gradient of the padding lies in memory in another way
+    # than PyTorch tells its compiler, and the compiled code stops there.
+    x = torch.cat([x, x[..., -1:].expand(-1, -1, -1, right)], dim=3)
+    return torch.cat([x, x[..., -1:, :].expand(-1, -1, bottom, -1)], dim=2)
 
 
 def _level(in_channels: int, width: int, convolutions: int, padded: bool) -> nn.Sequential:
