@@ -219,6 +219,17 @@ def made_up(kind, bands, size, seed):
     return sample | {"boxes": boxes.astype(np.float32), "labels": labels, "masks": masks}
 
 
+# Of other processors PyTorch scales and adds in another way, by a grey level at most.
+IS_EXACT = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def assert_same_pixels(found, expected, grey_level, of=None):
+    if IS_EXACT:
+        assert torch.equal(found, expected), of
+    else:
+        torch.testing.assert_close(found, expected, atol=grey_level, rtol=0)
+
+
 class One:
     """A dataset of one sample."""
 
@@ -255,7 +266,10 @@ def test_every_bit_is_that_of_torchvision_s_transforms(task, crop, training):
         for name, value in expected.items():
             if isinstance(value, torch.Tensor):
                 assert result[name].dtype == value.dtype
-                assert torch.equal(result[name], value.as_subclass(torch.Tensor)), (name, seed)
+                value, level = value.as_subclass(torch.Tensor), 0
+                if name == "image":
+                    level = 1.01 / 255 / min(cfg.task.std or [1])
+                assert_same_pixels(result[name], value, level, (name, seed))
             else:
                 assert result[name] == value
         if cfg.task.kind != "detection":
@@ -275,7 +289,8 @@ def test_scaling_any_part_gives_what_scaling_all_of_an_image_gives():
         top, left = (int(rng.integers(side)) for side in new)
         part = np.zeros((new_height - top, new_width - left, 3), np.uint8)
         scale_bytes(image, (new_height, new_width), top, left, part)
-        assert np.array_equal(part, whole.permute(1, 2, 0).numpy()[top:, left:])
+        expected = whole.permute(1, 2, 0)[top:, left:]
+        assert_same_pixels(torch.from_numpy(part), expected, 1)
         label = image[..., 0]
         rows = nearest(height, new_height, 0, new_height)
         columns = nearest(width, new_width, 0, new_width)
