@@ -1,6 +1,6 @@
 """Time and memory of Local Context Normalization beside GroupNorm and the paper's Algorithm 1.
 
-    python scripts/benchmark.py                          everything below, about fifteen minutes
+    python scripts/benchmark.py                          everything below, twenty minutes and more
     python scripts/benchmark.py --only windowed          windows smaller than the map
     python scripts/benchmark.py --only input             reading of training samples
     python scripts/benchmark.py --against old/benchmark.csv
