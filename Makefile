@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow fuzz soak lint clean
+.PHONY: help setup demo test test-slow fuzz soak large-raster lint clean
 
 help:
 	@echo "make setup      .venv with everything: the library, the experiments, the tools"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make fuzz       2,000 damaged inputs, counted by what becomes of them (about 10 minutes)"
 	@echo "make soak       100 kills of trainings, each compared bit for bit (an hour or more)"
+	@echo "make large-raster  a map of 100,000 x 100,000 pixels in 2 GB (half an hour)"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove .venv, runs, demo, generated data and what building left"
 
@@ -41,6 +42,9 @@ fuzz: $(READY)
 
 soak: $(READY)
 	$(BIN)/python tests/soak.py $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
+
+large-raster: $(READY)
+	$(BIN)/python tests/large_raster.py --size 100000
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -454,7 +454,11 @@ def main() -> None:
         help="for input: real samples, in a folder per task (cityscapes, coco, ...)",
     )  # fmt: skip
     parser.add_argument(
-        "--tasks", nargs="+", choices=benchmark_training.TASKS, help="for input and training"
+        "--tasks",
+        nargs="+",
+        choices=benchmark_training.TASKS,
+        default=benchmark_training.TASKS,
+        help="for input and training",
     )
     parser.add_argument(
         "--compile", action="store_true", help="for training: trainer.compile=true too, for minutes"

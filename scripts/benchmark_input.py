@@ -27,7 +27,6 @@ from tasks.data.coco import Coco
 from tasks.data.loading import DataModule
 from tasks.identity import stable_seed
 
-TASKS = ("cityscapes", "camvid", "coco", "imagenet", "chesapeake", "inria")
 SAMPLES = 24  # of each case, at least, in whole batches; fewer where a split has fewer
 
 Key = tuple[int, int]  # epoch, index
@@ -36,7 +35,7 @@ Key = tuple[int, int]  # epoch, index
 def measure(options: argparse.Namespace, table: Table) -> None:
     """Samples of the miniatures and, with ``--data-root``, real ones at full size."""
     with tempfile.TemporaryDirectory() as folder:
-        for task in options.tasks or TASKS:
+        for task in options.tasks:
             if task != "camvid":  # which has no miniature
                 measure_task(task, ["data=mini"], options.seconds, table)
             real = options.data_root and options.data_root / task

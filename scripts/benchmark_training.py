@@ -31,7 +31,7 @@ def measure(options: argparse.Namespace, table: Table, clock: Callable[[], float
         for precision in ("32-true", "bf16-mixed")
         for channels_last in ((True,) if code else (False, True))
     ]
-    for task in options.tasks or TASKS:
+    for task in options.tasks:
         steps = {way: training_step(task, way) for way in ways}
         for step in steps.values():
             step()

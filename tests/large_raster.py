@@ -80,6 +80,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     network = Network(nn.Conv2d(3, 1, 3, padding=1), compose(["task=inria"]))
+    network.to(memory_format=torch.channels_last)  # as `load_network` gives it
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder, "large.tif"), Path(folder, "maps")
         random = np.random.default_rng(arguments.seed)

@@ -337,6 +337,13 @@ def test_lighting_shifts_all_pixels_along_the_components_of_imagenet_s_colours()
     assert torch.allclose(matrix @ matrix.T, torch.eye(3), atol=1e-3)
 
 
+def test_imagenet_s_colours_are_jittered_by_0_4_and_lit_by_0_1_and_no_other_task_s():
+    task = compose(["experiment=table6_gn"]).task
+    assert (task.color_jitter, task.lighting, task.interpolation) == (0.4, 0.1, "bicubic")
+    other = compose(["task=cityscapes"]).task
+    assert not {"color_jitter", "lighting"} & set(other)
+
+
 def test_batches_hold_samples_of_one_size(tmp_path):
     tiles = [make_tile(tmp_path, f"a{n}", size) for n, size in enumerate([(20, 25), (40, 64)])]
     windows = TileWindows(tile_set(tiles), (32, 32), 4)

@@ -226,6 +226,19 @@ def test_pixels_without_data_are_not_predicted_and_do_not_matter(tmp_path):
     np.testing.assert_array_equal(*results)
 
 
+def test_a_norm_that_cannot_leave_out_pixels_refuses_them_and_no_raster_that_has_none(tmp_path):
+    net = load_network(make_export(tmp_path / "pn", "norm=pn"))
+    image = noise(66, 75)
+    path = write_raster(tmp_path / "a.tif", image, nodata=0)
+    (target,), _ = run(net, path, tmp_path / "out")
+    with rasterio.open(target) as file:
+        assert (file.read(1) != NODATA).all()
+    image[20:30, 20:30] = 0
+    path = write_raster(tmp_path / "b.tif", image, nodata=0)
+    with pytest.raises(InputError, match="cannot leave out pixels without data"):
+        run(net, path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("window", [5, (3, 40), "all"])
 def test_masked_statistics_are_those_of_the_known_cells(window):
     layer = LocalContextNorm(4, 2, window)

@@ -61,6 +61,17 @@ def block(norm):
     )
 
 
+def assert_same(eager, compiled, x):
+    """The same result and gradients but for rounding."""
+    results = []
+    for model in (eager, compiled):
+        y = model(x)
+        y.square().sum().backward()
+        results.append((y, *(p.grad for p in model.parameters())))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("norm", "channels_last"), [*((norm, False) for norm in options("norm")), ("lcn", True)]
 )
@@ -71,14 +82,7 @@ def test_no_norm_breaks_the_graph(norm, channels_last):
         eager = eager.to(memory_format=torch.channels_last)
     compiled = copy.deepcopy(eager)
     compiled.compile(fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 3, 14, 13)
-    results = []
-    for model in (eager, compiled):
-        y = model(x)
-        y.square().sum().backward()
-        results.append((y, *(p.grad for p in model.parameters())))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert_same(eager, compiled, torch.randn(2, 3, 14, 13))
 
 
 def test_without_a_compiler_one_message(monkeypatch):
@@ -188,10 +192,4 @@ def test_a_u_net_of_odd_sides_is_compiled_in_channels_last():
     eager = Extending().to(memory_format=torch.channels_last)
     compiled = copy.deepcopy(eager)
     compiled.compile(fullgraph=True)
-    x, results = torch.randn(2, 3, 11, 10), []
-    for model in (eager, compiled):
-        y = model(x)
-        y.square().sum().backward()
-        results.append((y, *(parameter.grad for parameter in model.parameters())))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert_same(eager, compiled, torch.randn(2, 3, 11, 10))

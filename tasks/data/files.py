@@ -173,7 +173,7 @@ def read_labels(path: Path, remedy: str) -> np.ndarray:
 
 
 def translated(values: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``table[values]`` of bytes, in a sixth of the time that NumPy takes.
+    """``table[values]`` of bytes; NumPy takes longer, it checks every index.
 
     Args:
         values: uint8, of any shape.

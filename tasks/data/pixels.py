@@ -12,8 +12,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 
-def _compiled(function: Any, **more: Any) -> Any:
-    options = {"error_model": "numpy", "nogil": True, **more}
+def _compiled(function: Any) -> Any:
+    options: dict[str, Any] = {"error_model": "numpy", "nogil": True}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no directory to keep compiled code in: compile in every process

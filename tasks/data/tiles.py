@@ -254,7 +254,7 @@ def scored_windows(cfg: DictConfig, tile_set: TileSet) -> "TileWindows":
 
 
 def window_size(cfg: DictConfig) -> tuple[int, int]:
-    """Height and width of these windows, of tiles that are not smaller."""
+    """Height and width of the windows of `scored_windows`, of tiles that are not smaller."""
     stride = total_stride(cfg.task.model)
     height, width = (round_up(side, stride) for side in cfg.data.crop)
     return height, width

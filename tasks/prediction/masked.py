@@ -18,6 +18,8 @@ from lcn.norm_layers import named_norm_layers
 from lcn.window import WHOLE_MAP, axis_bounds, covers_map
 from tasks.errors import InputError
 
+_MASKED = LocalContextNorm | nn.GroupNorm | nn.InstanceNorm2d
+
 
 @contextlib.contextmanager
 def statistics_of(network: nn.Module, known: Tensor) -> Iterator[None]:
@@ -26,18 +28,25 @@ def statistics_of(network: nn.Module, known: Tensor) -> Iterator[None]:
     Raises:
         InputError: a norm layer that cannot.
     """
+    if (layer := refusing(network)) is not None:
+        raise InputError(
+            f"{type(layer).__name__} cannot leave out pixels without data: fill them in "
+            "the raster first, or use another norm"
+        )
     with contextlib.ExitStack() as stack:
         for _, layer in named_norm_layers(network):
-            if not isinstance(layer, LocalContextNorm | nn.GroupNorm | nn.InstanceNorm2d):
-                if hasattr(layer, "running_mean"):
-                    continue
-                raise InputError(
-                    f"{type(layer).__name__} cannot leave out pixels without data: fill them in "
-                    "the raster first, or use another norm"
-                )
-            hook = layer.register_forward_hook(_replacing(known))
-            stack.callback(hook.remove)
+            if isinstance(layer, _MASKED):
+                hook = layer.register_forward_hook(_replacing(known))
+                stack.callback(hook.remove)
         yield
+
+
+def refusing(network: nn.Module) -> nn.Module | None:
+    """A norm layer that cannot leave out cells, if there is one."""
+    for _, layer in named_norm_layers(network):
+        if not isinstance(layer, _MASKED) and not hasattr(layer, "running_mean"):
+            return layer
+    return None
 
 
 def _replacing(known: Tensor) -> Any:

@@ -25,7 +25,7 @@ from tasks.errors import InputError
 from tasks.models import build_model, scaled_norm
 from tasks.models.checkpoint import check_same_norm, load_weights
 from tasks.prediction.export import WEIGHTS
-from tasks.prediction.masked import statistics_of
+from tasks.prediction.masked import refusing, statistics_of
 from tasks.prediction.tiling import DEFAULT_MEMORY, Pair, Tile, Tiling, choose_tiling
 from tasks.protocol import TaskFacts, norm_label, task_facts
 from tasks.runs.plan.meter import Meter
@@ -160,8 +160,9 @@ class Network(nn.Module):
         """Memory of a tile's tensors that live at once, per pixel: measured on a small tile.
 
         Args:
-            masked: some pixels have no data; the norm layers then need more.
+            masked: some pixels may have no data; the norm layers then need more.
         """
+        masked = masked and refusing(self) is None
         if masked not in self._bytes:
             height, width = (max(of, round_up(256, of)) for of in self.stride)
             image = np.zeros((height, width, len(self.bands)), np.uint8)
@@ -225,7 +226,8 @@ def load_network(
     result = record.result if isinstance(record, FinishedRun) else {}
     mismatch = None if norm else result.get("tile_mismatch")
     network = Network(model, cfg, result.get("crs") or (), mismatch).to(device)
-    if network.device.type == "cpu":  # faster there, and convolutions need no copies
+    # Of the networks for maps that is faster on a CPU, and their convolutions need no copies.
+    if network.device.type == "cpu" and network.kind == "segmentation":
         network.to(memory_format=torch.channels_last)
     return network
 
