@@ -25,6 +25,7 @@ from tasks.config import compose
 from tasks.data import Datasets, open_splits
 from tasks.data.coco import Coco
 from tasks.data.loading import DataModule
+from tasks.errors import InputError
 from tasks.identity import stable_seed
 
 SAMPLES = 24  # of each case, at least, in whole batches; fewer where a split has fewer
@@ -34,14 +35,16 @@ Key = tuple[int, int]  # epoch, index
 
 def measure(options: argparse.Namespace, table: Table) -> None:
     """Samples of the miniatures and, with ``--data-root``, real ones at full size."""
+    root = options.data_root
+    if root and not any((root / task).is_dir() for task in options.tasks):
+        raise InputError(f"--data-root {root} has none of the folders {', '.join(options.tasks)}")
     with tempfile.TemporaryDirectory() as folder:
         for task in options.tasks:
             if task != "camvid":  # which has no miniature
                 measure_task(task, ["data=mini"], options.seconds, table)
-            real = options.data_root and options.data_root / task
-            if real and real.is_dir():
-                root = ENLARGED[task](real, Path(folder)) if task in ENLARGED else real
-                measure_task(task, [f"data.root={root}"], options.seconds, table)
+            if root and (real := root / task).is_dir():
+                full = ENLARGED[task](real, Path(folder)) if task in ENLARGED else real
+                measure_task(task, [f"data.root={full}"], options.seconds, table)
     ratios = [float(str(row["load_over_decode"])) for row in table.rows if row["part"] == "input"]
     table.say(f"loading over decoding: {min(ratios):.2f} to {max(ratios):.2f}")
 
