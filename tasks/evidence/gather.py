@@ -288,8 +288,8 @@ def settings_of_row(row: Row, data: str) -> RowSettings:
 @functools.cache
 def _settings_of_row(overrides: tuple[str, ...], data: str) -> RowSettings:
     cfg = compose([*overrides, f"data={data}"])
-    unresolved: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(DECISIVE)))
-    config = _resolved(unresolved)
+    decisive = OmegaConf.masked_copy(cfg, list(DECISIVE))
+    unresolved, config = plain(decisive, resolve=False), plain(decisive)
     return RowSettings(unresolved, settings_of(config, "", config["data"]["total_batch"]))
 
 

@@ -86,12 +86,18 @@ def bca_interval(values: tuple[float, ...], coverage: float = 0.95) -> tuple[flo
 @functools.lru_cache(maxsize=4096)
 def sign_flip_p(values: tuple[float, ...]) -> float:
     """Two-sided p of the sign-flip permutation test of a mean of zero."""
-    exact = len(values) <= EXACT
-    found = stats.permutation_test(
-        (np.asarray(values),), np.mean, permutation_type="samples", vectorized=True,
-        n_resamples=np.inf if exact else 99_999, rng=np.random.default_rng(0),
+    data = np.asarray(values)
+    if len(values) <= EXACT:
+        every = stats.permutation_test(
+            (data,), np.mean, permutation_type="samples", vectorized=True, n_resamples=np.inf
+        )
+        return float(every.pvalue)
+    rng = np.random.default_rng(0)
+    drawn = stats.monte_carlo_test(  # permutation_test takes ten times as long for the same draws
+        data, lambda size: rng.choice([-1.0, 1.0], size) * data, np.mean, vectorized=True,
+        n_resamples=99_999,
     )  # fmt: skip
-    return float(found.pvalue)
+    return float(drawn.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
