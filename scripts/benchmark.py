@@ -471,6 +471,8 @@ def main() -> None:
     table = Table()
     if options.against and not options.against.is_file():
         parser.error(f"--against: there is no file {options.against}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU here")
     table.say(processor())
     table.say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {huge_pages()}")
     if options.device == "cuda":

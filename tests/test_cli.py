@@ -31,6 +31,7 @@ MESSAGES = {
     "task.facts.primary=loss": "task.facts.primary: facts are how results are checked and shown",
     "data.root=grün(1),x": """'data.root="grün(1),x"'""",
     'data.root="a(b)~,=c ü/x"': "no folder gtFine in a(b)~,=c ü/x",
+    "hydra.run.dir=/dev/null/x": "/dev/null/x cannot be written: Not a directory; give another",
     "data.root=nowhere": "Cityscapes not found: no folder leftImg8bit",
 }
 

@@ -191,6 +191,9 @@ def _launch(train: Callable[[], None]) -> int:
         return INTERRUPTED
     except Exception as error:
         message = lack(error)
+        if message is None and isinstance(error, OSError) and not _exit_codes:  # Hydra's folders
+            remedy = "give another hydra.run.dir or hydra.sweep.dir"
+            message = f"{error.filename} cannot be written: {error.strerror}; {remedy}"
         if message is not None:
             say(f"error: {message}")
             return USER_ERROR
