@@ -30,6 +30,7 @@ from tasks.evidence.rows import (
     Row,
     own_rows_of,
     own_tasks,
+    page_of,
     page_title,
     rows_of_table,
 )
@@ -60,7 +61,7 @@ def write_tables(evidence: Evidence, folder: Path) -> list[Path]:
         for table in TITLES
     }
     for task in own_tasks():
-        for page in (task, f"{task}-mini"):
+        for page in (page_of(task, data) for data in SCALES):
             if evidence.runs.get(page) or (folder / page).is_dir():
                 texts[folder / page / "rows.csv"] = own_csv_text(evidence, page, task)
     texts[folder / "README.md"] = readme_text(evidence)
