@@ -393,6 +393,19 @@ def test_windows_are_those_of_the_runs_or_of_the_published_sizes(write_run, evid
     assert line == "lcn_c4_w31: training 1 of 8, evaluation 3 of 8"
 
 
+def test_rows_of_one_norm_whose_maps_differ_are_told_apart(write_run, evidence):
+    small = ("task.crop=[286,286]", "task.eval_halo=46")
+    write_run("experiment=table7_lcn", data="mini_long")
+    folder = write_run("experiment=table7_lcn", *small, data="mini_long")
+    (folder / "audit.csv").write_text("phase,name,windowed\ntraining,l0,False\n")
+    (claim,) = [claim for claim in claims() if claim.id == "larger-images"]
+    assert windows_of(claim, evidence(), "mini_long")[:2] == [
+        "lcn_c4_w91: training 1 of 8, evaluation 3 of 8",
+        "lcn_c4_w91 crop=[286,286] eval_halo=46: training 0 of 1: "
+        "GN by construction under either rule, no layer windowed",
+    ]
+
+
 def test_the_layers_at_full_scale_are_those_that_the_maps_leave():
     # Maps of the stem are a half and a quarter of the crop, so 256 x 512: 383 covers one side.
     assert at_full_scale()["table4_w383"]["training"][:2] == (1, 0)
