@@ -95,7 +95,7 @@ class LocalResponseNorm(nn.Module):
         squares = F.pad(wide.square(), (0, 0, 0, 0, before, self.size - 1 - before))
         parts = [squares.narrow(-3, i, self.num_channels) for i in range(self.size)]
         scale = self.k + self.alpha / self.size * sum(parts[1:], parts[0])
-        # On a CPU less than half of the time of F.local_response_norm, whose sums are a pooling.
+        # Faster on a CPU than F.local_response_norm, whose sums are a pooling.
         y = wide * torch.exp(-self.beta * torch.log(scale))
         return _like(y.to(x.dtype), x)
 

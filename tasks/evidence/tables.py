@@ -168,10 +168,11 @@ def readme_text(evidence: Evidence) -> str:
         "claims on the page; and never fewer than the sign-flip test needs at that level. `python "
         "scripts/tables.py --missing` prints the commands of the missing runs.",
         "The miniatures are generated stand-ins for the datasets at a fraction of their size, "
-        "with trainings of minutes. They cannot show how large a difference is on the real "
-        "datasets, nor whether there is one. Compare our norms with each other, never our numbers "
-        "with the paper's. Intervals are over seeds, not over datasets. In Tables 2 to 4 the "
-        "difference to GN is that to the GN row of Table 1, with 16 groups.",
+        "with trainings of minutes. The long miniature is the same files, trained for longer. They "
+        "cannot show how large a difference is on the real datasets, nor whether there is one. "
+        "Compare our norms with each other, never our numbers with the paper's. Intervals are over "
+        "seeds, not over datasets. In Tables 2 to 4 the difference to GN is that to the GN row of "
+        "Table 1, with 16 groups.",
         "## The layer itself",
         _checks_table(checks),
     ]
