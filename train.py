@@ -9,7 +9,7 @@ from tasks.config import with_home
 from tasks.data import open_datasets, with_classes
 from tasks.errors import InputError, say
 from tasks.miniatures import exists_for_task
-from tasks.protocol import accumulated_batches, check_facts
+from tasks.protocol import accumulated_batches, check_facts, stand_in
 from tasks.runs import launch
 from tasks.runs.directory import Run
 from tasks.runs.plan.plan import Plan
@@ -26,7 +26,7 @@ def train(cfg: DictConfig) -> Run | Plan | None:
         from tasks.runs.plan.making import make_plan
 
         return make_plan(cfg)
-    generates = cfg.data.name == "mini" and not exists_for_task(cfg.task.name, cfg.data.root)
+    generates = bool(stand_in(cfg.data)) and not exists_for_task(cfg.task.name, cfg.data.root)
     if generates or names_weights(cfg):
         from tasks.models import check_network
 

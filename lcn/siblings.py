@@ -90,7 +90,13 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _check(x, self.num_channels, dims=(4,))
-        y = F.local_response_norm(_wide(x), self.size, self.alpha, self.beta, self.k)
+        wide = _wide(x)
+        before = self.size // 2
+        squares = F.pad(wide.square(), (0, 0, 0, 0, before, self.size - 1 - before))
+        parts = [squares.narrow(-3, i, self.num_channels) for i in range(self.size)]
+        scale = self.k + self.alpha / self.size * sum(parts[1:], parts[0])
+        # Faster on a CPU than F.local_response_norm, whose sums are a pooling.
+        y = wide * torch.exp(-self.beta * torch.log(scale))
         return _like(y.to(x.dtype), x)
 
     def extra_repr(self) -> str:

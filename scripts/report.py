@@ -74,7 +74,7 @@ def show(section: Section, folder: Path) -> None:
 def print_table(runs: list[FinishedRun]) -> None:
     """A line per run and metric group: ours, and the published row where there is one."""
     names = list(dict.fromkeys(name for run in runs for name in run.scores))
-    ours = "miniature" if runs[0].data == "mini" else runs[0].data
+    ours = runs[0].stand_in or runs[0].data
     for start in range(0, len(names), COLUMNS):
         part = names[start : start + COLUMNS]
         column = 2 + max(9, *map(len, part))

@@ -3,9 +3,9 @@
 python scripts/tables.py                         every run below runs and results/runs, into results
 python scripts/tables.py runs other --out results
 python scripts/tables.py --missing               the commands of the runs that claims still lack
-python scripts/tables.py --missing mini          of one page: mini, full, or a task of our own
+python scripts/tables.py --missing mini_long     of one page: a choice of data, or a task of our own
 
-Writes <out>/mini/table<N>.csv, <out>/full/table<N>.csv, <out>/<task>/rows.csv and <out>/README.md.
+Writes <out>/<data>/table<N>.csv, <out>/<task>/rows.csv and <out>/README.md.
 """
 
 import argparse

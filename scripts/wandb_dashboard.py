@@ -18,9 +18,9 @@ from wandb_workspaces import expr
 
 from tasks.config import compose, options
 from tasks.errors import InputError, command
-from tasks.protocol import task_facts
+from tasks.protocol import stand_ins, task_facts
 
-DATA = {"full": "full datasets", "mini": "miniatures"}
+DATA = {"full": "full datasets"} | {name: f"{what}s" for name, what in stand_ins().items()}
 NORM = "JobType"
 """What train.py calls a wandb run's norm, such as lcn_c2_w227."""
 

@@ -44,6 +44,7 @@ def run_identity(cfg: DictConfig | dict, dataset: str, total_batch: int) -> dict
         if key in settings:
             settings[key] = file_digest(settings[key])
     data = plain(cfg["data"])
+    data.pop("stand_in", None)  # runs older than the key have none
     for key in (
         "root",
         "batch_size",

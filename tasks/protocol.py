@@ -61,7 +61,7 @@ def task_facts(name: str) -> TaskFacts:
     if name not in options("task"):
         raise InputError(f"task={name}: no such task; there are: {', '.join(options('task'))}")
     path = CONFIGS / "task" / f"{name}.yaml"
-    facts = plain(cast(DictConfig, OmegaConf.load(path)), resolve=False).get("facts", {})
+    facts = _load_unresolved(path).get("facts", {})
     names = {field.name for field in fields(TaskFacts)}
     optional = {field.name for field in fields(TaskFacts) if field.default is not MISSING}
     if not names - optional <= facts.keys() <= names:
@@ -70,6 +70,22 @@ def task_facts(name: str) -> TaskFacts:
             f"{', '.join(sorted(optional))}, and no others"
         )
     return TaskFacts(**facts)
+
+
+@functools.cache
+def stand_ins() -> dict[str, str]:
+    """What generated data are called, by the choice of ``data`` that generates them."""
+    found = {name: _load_unresolved(CONFIGS / "data" / f"{name}.yaml") for name in options("data")}
+    return {name: data["stand_in"] for name, data in found.items() if data.get("stand_in")}
+
+
+def stand_in(data: DictConfig | dict) -> str | None:
+    """What the generated data in a dataset's place are called; None for the dataset itself.
+
+    Args:
+        data: the part ``data`` of a configuration, which may be older than the key.
+    """
+    return data["stand_in"] if "stand_in" in data else stand_ins().get(data["name"])
 
 
 def check_facts(cfg: DictConfig) -> None:
@@ -247,3 +263,8 @@ def metric_title(name: str) -> str:
 def _load(path: Path) -> dict[str, Any]:
     """What a yaml file of the configuration holds."""
     return plain(cast(DictConfig, OmegaConf.load(path)))
+
+
+def _load_unresolved(path: Path) -> dict[str, Any]:
+    """The same, of a file that names keys of others."""
+    return plain(cast(DictConfig, OmegaConf.load(path)), resolve=False)

@@ -197,6 +197,7 @@ RULES: dict[str, Rule] = {
     "task.model.encoder": TEXT,
     "task.model.mini.batch_size": COUNT,
     "task.model.mini.epochs": COUNT,
+    "task.model.mini.long": COUNT,
     "task.model.mini.width": FACTOR,
     "task.model.mini.crop": SIZE,
     "norm.name": TEXT,
@@ -220,6 +221,7 @@ RULES: dict[str, Rule] = {
     "norm.beta": number(0),
     "norm.k": number(0),
     "data.name": TEXT,
+    "data.stand_in": optional(TEXT),
     "data.root": PATH,
     "data.scale": FACTOR,
     "data.width": FACTOR,
@@ -285,9 +287,10 @@ def check_config(cfg: DictConfig) -> None:
     """Raises InputError naming the key, its value and what is allowed."""
     seen = set()
     try:
-        if cfg.data.name == "mini" and cfg.task.get("mini") is None:
+        if cfg.data.get("stand_in") and cfg.task.get("mini") is None:
+            name = cfg.data.name
             raise InputError(
-                f"data=mini: task={cfg.task.name} has no miniature; leave data=mini out"
+                f"data={name}: task={cfg.task.name} has no miniature; leave data={name} out"
             )
         for key, value in _leaves(cfg, ""):
             seen.add(key)

@@ -29,7 +29,7 @@ def write_run(
         overrides: of the configuration.
         score: of the first metric; each further one has one more.
         seed: of the run.
-        data: mini or full.
+        data: a choice of ``data``.
         name: of the directory.
         finished: whether there is a result.
         curve: text of ``metrics.csv``; None: of eight epochs, every second evaluated.

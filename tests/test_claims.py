@@ -15,6 +15,7 @@ from tasks.evidence.claims import (
     CHECK,
     CLAIMS_FILE,
     EQUAL,
+    MORE,
     ORDER,
     Claim,
     claims,
@@ -65,7 +66,7 @@ GOOD = {"id": "a", "says": "b", "quote": "c", "section": "1", "kind": "order",
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "more"}, "a: kind is more; there are order, equal, check, open"),
+        ({"kind": "most"}, "a: kind is most; there are order, more, equal, check, open"),
         ({"quote": ""}, "a: quote must be text"),
         ({"section": None}, "a: section is missing"),
         ({"margin": 1.0}, "a: margin is no key of kind order"),
@@ -75,7 +76,11 @@ GOOD = {"id": "a", "says": "b", "quote": "c", "section": "1", "kind": "order",
         ({"contrasts": [["table8_lcn"]]}, "a: a contrast is a pair of rows, or of lists of rows"),
         ({"contrasts": [["table8_lcn", "table9_gn"]]}, "a: there is no experiment table9_gn"),
         ({"contrasts": [["table8_lcn", "table7_gn"]]}, "of several tasks: chesapeake, inria"),
-        ({"pages": ["nowhere"]}, "a: there is no page nowhere; there are camvid, full, mini"),
+        (
+            {"pages": ["nowhere"]},
+            "a: there is no page nowhere; there are camvid, full, miniatures",
+        ),
+        ({"kind": "more"}, "a: each side of a contrast of kind more is a pair of rows"),
         ({"metric": []}, "a: metric must be a name, or a list of names"),
         ({"id": None}, "entry 1: it has no id"),
     ],
@@ -222,6 +227,40 @@ def test_of_an_error_and_of_mismatch_less_is_better():
     assert verdict.findings[0].published is None
 
 
+GAIN = Claim("id", "says", "quote", "1", MORE, contrasts=(
+    (("table8_lcn", "table8_gn"), ("table7_lcn", "table7_gn")),
+))  # fmt: skip
+
+
+@pytest.mark.parametrize(("small", "outcome"), [(1.0, HOLDS), (5.0, DOES_NOT), (3.0, CANNOT_TELL)])
+def test_a_gain_is_compared_with_another_gain(small, outcome):
+    scores = {
+        "table8_lcn": [53 + d for d in SPREAD],
+        "table8_gn": [50.0] * 9,
+        "table7_lcn": [20 + small] * 9,
+        "table7_gn": [20.0] * 9,
+    }
+    found = evidence_of(scores)
+    for name in ("table7_lcn", "table7_gn"):  # whose first metric is another
+        for run in found.runs["mini"][name].values():
+            run.result["metrics"]["miou"] = run.result["metrics"].pop("overall_iou")
+    (verdict,) = judged([GAIN], found, "mini")
+    (finding,) = verdict.findings
+    expected = [3 + d - small for d in SPREAD]
+    assert finding.difference.values == pytest.approx(expected)
+    assert verdict.outcome == outcome
+    assert finding.what == "(lcn_c4_w31 - gn_g8) - (lcn_c4_w91 - gn_g8)"
+    del found.runs["mini"]["table7_gn"]
+    assert judged([GAIN], found, "mini")[0].outcome == NOT_RUN
+
+
+def test_claims_of_the_miniatures_are_judged_on_each_of_them():
+    pages = ("mini", "mini_long", "full")
+    ids = {page: {claim.id for claim in claims() if claim.is_of(page)} for page in pages}
+    assert ids["mini"] == ids["mini_long"] > ids["full"]
+    assert "transfer" not in ids["full"]
+
+
 def test_a_claim_without_runs_is_not_run():
     assert {verdict.outcome for verdict in judge(Evidence(), "mini")} == {NOT_RUN}
     assert {verdict.claim.id for verdict in judge(Evidence(), "camvid")} == {
@@ -296,9 +335,26 @@ def test_missing_runs_have_their_commands(write_run, evidence):
     assert "experiment=table3_c2" not in text  # the same experiment as table1_w18_lcn
 
 
+def test_missing_runs_of_the_long_miniature_are_no_runs_of_the_short_one(write_run, evidence):
+    for seed in range(6):
+        write_run("experiment=table8_lcn", seed=seed)
+        write_run("experiment=table8_gn", seed=seed, data="mini_long")
+    lines = missing_text(evidence(), "mini_long").splitlines()
+    assert lines[0] == "# On the long miniature"
+    commands = [line for line in lines if "train.py" in line]
+    assert all(" data=mini_long seed=" in line for line in commands)
+    (lcn,) = [line for line in commands if "table8_lcn" in line]
+    assert "seed=0,1,2,3,4,5" in lcn
+    (small,) = [line for line in commands if "experiment=table7_gn 'task" in line]
+    assert small.startswith(
+        "python train.py -m experiment=table7_gn 'task.crop=[286,286]' task.eval_halo=46 data="
+    )
+    assert any("experiment=inria_lrn task.optimizer.lr=0.0001 " in line for line in commands)
+
+
 def test_every_claim_names_its_commands():
     for claim in claims():
-        for page in ("camvid", "mini", "full"):
+        for page in ("camvid", "mini", "mini_long", "full"):
             if claim.is_of(page):
                 commands = commands_of(claim, page)
                 assert all(command.endswith("seed=0,1,2,3,4,5") for command in commands)
@@ -335,6 +391,19 @@ def test_windows_are_those_of_the_runs_or_of_the_published_sizes(write_run, evid
     write_run("experiment=table8_lcn")
     (line,) = windows_of(by_id["chesapeake-lcn-over-gn"], evidence(), "mini")
     assert line == "lcn_c4_w31: training 1 of 8, evaluation 3 of 8"
+
+
+def test_rows_of_one_norm_whose_maps_differ_are_told_apart(write_run, evidence):
+    small = ("task.crop=[286,286]", "task.eval_halo=46")
+    write_run("experiment=table7_lcn", data="mini_long")
+    folder = write_run("experiment=table7_lcn", *small, data="mini_long")
+    (folder / "audit.csv").write_text("phase,name,windowed\ntraining,l0,False\n")
+    (claim,) = [claim for claim in claims() if claim.id == "larger-images"]
+    assert windows_of(claim, evidence(), "mini_long")[:2] == [
+        "lcn_c4_w91: training 1 of 8, evaluation 3 of 8",
+        "lcn_c4_w91 crop=[286,286] eval_halo=46: training 0 of 1: "
+        "GN by construction under either rule, no layer windowed",
+    ]
 
 
 def test_the_layers_at_full_scale_are_those_that_the_maps_leave():

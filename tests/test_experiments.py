@@ -1,6 +1,7 @@
 """Every published row of Tables 1 to 8 is one experiment; the same experiment is the same run."""
 
 import csv
+import json
 
 import pytest
 from conftest import ROOT
@@ -11,6 +12,7 @@ from tasks.identity import run_identity
 from tasks.models import scaled_norm
 from tasks.protocol import norm_label, paper_row
 from tasks.runs.directory import Run
+from tasks.runs.record import flattened
 
 PUBLISHED = [name for name in options("experiment") if name.startswith("table")]
 OURS = [n for n in options("experiment") if n not in PUBLISHED and n not in variant_rows()]
@@ -197,6 +199,31 @@ def test_a_number_of_groups_takes_no_part_in_runs_that_have_none(norm):
             for key in (f"norm.groups={groups}", f"norm.c_group={c_group}")
         )
         assert run_identity(one, "dataset", 8) == run_identity(other, "dataset", 8)
+
+
+KEPT = sorted((ROOT / "results").glob("*/*/*-seed*/result.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
+def test_runs_that_were_kept_have_the_directory_that_their_command_has_today(path):
+    result = json.loads(path.read_text())
+    overrides = [text for text in result["overrides"] if "<path>" not in text]
+    name = run_directory(*overrides, world_size=1, dataset=result["dataset"]).name
+    assert name == path.parent.name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_long_miniature_is_the_same_data_for_more_epochs_whatever_the_norm(name):
+    short = compose([f"experiment={name}", "data=mini"])
+    long = compose([f"experiment={name}", "data=mini_long"])
+    identities = [flattened(run_identity(cfg, "data", 1)) for cfg in (short, long)]
+    differing = {key for key, value in identities[0].items() if identities[1][key] != value}
+    assert differing == {"data.name", "epochs"}
+    assert long.data.root == short.data.root
+    networks = {"hrnetv2_w48": 3, "hrnetv2_w18_small_v1": 8, "mask_rcnn_r50_fpn": 4,
+                "resnet50": 3, "unet": 5, "unet_slim": 3}  # fmt: skip
+    factor = networks[short.task.model.name]
+    assert long.trainer.max_epochs == factor * short.trainer.max_epochs
 
 
 def test_norm_labels_are_readable():

@@ -92,6 +92,14 @@ def test_what_the_page_adds_trains_is_listed_and_reported(extended):
     assert "rms_g16" in report
 
 
+def test_a_choice_of_data_is_a_page_and_an_option_of_the_commands(extended):
+    printed = run(extended, "scripts/tables.py", "--missing", "mini_brief")
+    assert printed.startswith("# On the brief miniature\n")
+    assert " data=mini_brief seed=" in printed
+    printed = run(extended, "train.py", "experiment=table8_lcn", "data=mini_brief", "--cfg", "job")
+    assert "stand_in: brief miniature" in printed
+
+
 def test_the_data_check_draws_the_new_task(extended):
     printed = run(extended, "scripts/check_data.py", "task=discs", "data=mini", "--pictures", "out")
     assert "everything is as it should be" in printed

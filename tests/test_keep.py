@@ -79,6 +79,16 @@ def test_a_run_is_kept_once_and_never_replaced(script, runs, tmp_path):
     assert not list(into.rglob("*.tmp"))
 
 
+def test_runs_of_the_long_miniature_are_kept_beside_those_of_the_short_one(script, tmp_path):
+    for data in ("mini", "mini_long"):
+        fakes.write_run(tmp_path / "runs", "experiment=table8_lcn", data=data)
+    done = script("runs", "keep", tmp_path / "runs", "--into", tmp_path / "kept")
+    assert done.stdout == f"kept in {tmp_path / 'kept'}: 2 new, 0 that were there\n"
+    evidence = gather(finished_runs([tmp_path / "kept"])[0])
+    for page in ("mini", "mini_long"):
+        assert [run.data for run in evidence.distinct(page)] == [page]
+
+
 def test_without_a_finished_run_nothing_is_kept(script, tmp_path):
     done = script("runs", "keep", tmp_path, "--into", tmp_path / "kept")
     assert (done.returncode, done.stderr) == (2, f"error: no finished run below {tmp_path}\n")

@@ -281,6 +281,17 @@ def test_a_miniature_is_planned_but_not_generated_and_a_sweep_is_a_table(train, 
     assert done.stdout.splitlines()[0].split()[:3] == ["run", "params", "batch"]
 
 
+def test_the_long_miniature_is_planned_for_its_own_epochs(tmp_path):
+    short, long = (
+        plan_of("experiment=table7_gn", f"data={data}", f"data.root={tmp_path}", "trainer=cpu")
+        for data in ("mini", "mini_long")
+    )
+    assert (short.epochs, long.epochs) == (10, 50)
+    assert long.steps == 5 * short.steps
+    (data,) = [check for check in long.checks if check.what == "data"]
+    assert data.note == "the first run generates the miniature"
+
+
 def test_a_device_waits_for_what_reading_takes_longer_than_its_step(monkeypatch):
     class Slow:
         def __init__(self, cfg, datasets):

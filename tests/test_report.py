@@ -125,6 +125,22 @@ def test_miniature_and_full_scale_are_apart(page):
     assert [line[1] for line in full[-3:]] == ["not run", "70.00", "not run"]
 
 
+def test_the_long_miniature_is_a_section_of_its_own(tmp_path):
+    for data, score in (("mini", 60.0), ("mini_long", 70.0)):
+        for norm in ("gn", "lcn"):
+            write_run(tmp_path / "runs", f"experiment=table8_{norm}", data=data, score=score)
+    write_run(tmp_path / "runs", "experiment=table8_lcn", "norm.window=9", data="mini_long")
+    page = Page(write_page(tmp_path / "runs", tmp_path))
+    for number, score in enumerate(("60.00", "70.00")):
+        *_, gn, lcn = table_of(page, "Table 8", number)
+        assert gn[1] == lcn[1] == score
+    for title in ("the miniature", "the long miniature"):
+        claims = {line[0]: line for line in table_of(page, f"Claims of the paper, on {title}")}
+        assert claims["LCN over GN, Chesapeake"][2:4] == ["lcn_c4_w31 - gn_g8", "+0.00"]
+    assert "Chesapeake land cover, long miniature" in page.text
+    assert "The miniatures are not the paper's datasets." in page.text
+
+
 def test_numbers_are_aligned_right_with_the_same_digits(folder):
     text = (folder / "report.html").read_text()
     numbers = re.findall(r'<td class="([^"]*)">\s*(-?[\d.,]+\.\d+)</td>', text)

@@ -36,7 +36,8 @@ VALUES = {
 TAKES = {
     "word": "data.name data.root data.eval_split logger.project norm.name runs task.eval_split "
     "task.model.arch task.model.encoder task.model.name task.name",
-    "word null": "checkpoint logger.entity task.backbone_checkpoint task.model.pretrained "
+    "word null": "checkpoint data.stand_in logger.entity task.backbone_checkpoint "
+    "task.model.pretrained "
     "task.test_split task.holdout_split",
     "null": "logger paper plan.device",
     "": "mode task.interpolation task.facts task.kind task.model.kind task.optimizer.name "
@@ -52,7 +53,8 @@ TAKES = {
     "data.total_batch logger.every_n_steps norm.c_group paper.table task.devices task.epochs "
     "task.eval_every task.median_epochs task.mini.eval_every task.mini.patches_per_epoch "
     "task.model.batch_size task.model.convolutions task.model.margin task.model.mini.batch_size "
-    "task.model.mini.epochs trainer.accumulate trainer.max_epochs trainer.num_nodes",
+    "task.model.mini.epochs task.model.mini.long trainer.accumulate trainer.max_epochs "
+    "trainer.num_nodes",
     "one huge null": "plan.positives data.patches_per_epoch data.steps norm.groups "
     "task.num_classes task.outputs "
     "task.patches_per_epoch task.steps trainer.max_steps",
@@ -86,7 +88,7 @@ TAKES = {
 MINIATURES = ("cityscapes", "coco", "imagenet", "inria", "chesapeake")
 COMPOSITIONS = [
     *([f"task={task}"] for task in options("task")),
-    *([f"task={task}", "data=mini"] for task in MINIATURES),
+    *([f"task={task}", f"data={data}"] for task in MINIATURES for data in ("mini", "mini_long")),
     *([f"norm={norm}"] for norm in options("norm")),
     *([f"trainer={trainer}"] for trainer in options("trainer")),
     ["logger=[wandb,tensorboard]", "experiment=table7_lcn"],
@@ -140,6 +142,7 @@ WRONG = {
     "experiment=pretrained_table1_w18_gn": "task.model.pretrained is missing: give",
     "task=imagenet task.optimizer.name=adam": "adam has no momentum, nesterov; remove with",
     "convert=true": "convert=true mode=train: only mode=test",
+    "task=camvid data=mini_long": "data=mini_long: task=camvid has no miniature; leave",
     "data.holdout=true": "data.holdout=True: must be false with task=cityscapes",
 }
 

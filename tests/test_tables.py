@@ -124,6 +124,24 @@ def test_miniature_and_full_scale_never_mix(write_run, evidence, tmp_path):
         assert all(finding.difference is None for finding in verdict.findings)
 
 
+def test_the_two_lengths_of_the_miniature_never_mix(write_run, evidence, tmp_path):
+    write_run("experiment=table8_lcn", score=60.0)
+    write_run("experiment=table8_gn", score=50.0, data="mini_long")
+    write_run("experiment=table8_bn", "trainer.max_epochs=7", score=40.0, data="mini_long")
+    found = evidence()
+    write_tables(found, tmp_path / "out")
+    for scale, expected in (("mini", {"lcn": "60.0000"}), ("mini_long", {"gn": "50.0000"})):
+        text = (tmp_path / "out" / scale / "table8.csv").read_text()
+        assert {x["norm"]: x["miou"] for x in lines_of(text) if x["n"] != "0"} == expected
+    for page in ("mini", "mini_long"):
+        assert all(v.findings[0].difference is None for v in judge(found, page))
+    (reason,) = found.left_out.values()
+    assert "epochs 7 instead of 21" in reason
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "## On the long miniature" in text
+    assert text.index("## On the miniature") < text.index("## On the long miniature")
+
+
 def test_tables_of_an_earlier_call_do_not_stay_beside_a_readme_that_denies_them(
     write_run, evidence, tmp_path
 ):
@@ -207,7 +225,7 @@ def test_of_the_same_row_and_seed_the_newest_counts(write_run, evidence):
 def test_a_key_younger_than_the_run_is_taken_as_it_is_today(write_run, evidence):
     folder = write_run("experiment=table8_lcn")
     config = OmegaConf.load(folder / "config.yaml")
-    del config.task.scale_lr, config.data.lr_factor
+    del config.task.scale_lr, config.data.lr_factor, config.data.stand_in
     OmegaConf.save(config, folder / "config.yaml")
     assert line_of(evidence(), "table8_lcn")["status"] == "run"
 

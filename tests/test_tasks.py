@@ -3,10 +3,17 @@
 import csv
 import json
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from omegaconf import OmegaConf
+
+from tasks import miniatures
+from tasks.config import compose
+from tasks.data import open_splits
+from tasks.errors import InputError
 
 SMALL = ["trainer=cpu", "data.workers=0", "norm=lcn", "norm.c_group=4", "norm.window=15"]
 TASKS = {
@@ -35,6 +42,19 @@ METRICS = {
     },
     "chesapeake": {"miou", "pixel_acc"},
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [["data=mini"], ["data=mini_long"], ["data=mini", "~"]])
+def test_both_lengths_of_a_miniature_read_the_same_files(overrides, monkeypatch):
+    cfg = compose(["task=inria", overrides[0]])
+    if "~" in overrides:  # as of a run that is older than the key
+        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        del cfg.data.stand_in
+    asked = []
+    monkeypatch.setattr(miniatures, "ensure_for_task", lambda *place: asked.append(place) or ROOT)
+    with pytest.raises(InputError, match="not found"):
+        open_splits(cfg, ["train"])
+    assert asked == [("inria", Path("data/mini"))]
 
 
 def command(task, real_data):

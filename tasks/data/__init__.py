@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from tasks import miniatures
 from tasks.errors import InputError
+from tasks.protocol import stand_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +129,7 @@ def open_splits(cfg: DictConfig, splits: Sequence[str]) -> list[Dataset]:
         InputError: the dataset is not there or not as it should be.
     """
     root, release = Path(cfg.data.root).expanduser(), cfg.task.name
-    if cfg.data.name == "mini":
+    if stand_in(cfg.data):
         root = miniatures.ensure_for_task(cfg.task.name, root)
         release = root.name
     return dataset_module(cfg).open_splits(cfg, splits, root, release)

@@ -9,20 +9,25 @@ from typing import Any
 
 from tasks.config import ROOT, compose
 from tasks.errors import InputError
-from tasks.evidence.rows import Row, own_tasks, page_of, row_named
+from tasks.evidence.rows import SCALES, Row, own_tasks, page_of, row_named
+from tasks.protocol import stand_ins
 from tasks.runs.files import read_yaml
 
 CLAIMS_FILE = ROOT / "results" / "claims.yaml"
 
-ORDER, EQUAL, CHECK, OPEN = KINDS = ("order", "equal", "check", "open")
+ORDER, MORE, EQUAL, CHECK, OPEN = KINDS = ("order", "more", "equal", "check", "open")
 
 KEYS: dict[str, tuple[set[str], set[str]]] = {
     ORDER: ({"contrasts"}, {"metric", "pages"}),
+    MORE: ({"contrasts"}, {"metric", "pages"}),
     EQUAL: ({"contrasts", "margin", "why"}, {"metric", "pages"}),
     CHECK: ({"check"}, set()),
     OPEN: ({"why"}, set()),
 }
 """Of each kind, the keys that it must have and those that it may have, beside `COMMON`."""
+
+MINIATURES = "miniatures"
+"""In `Claim.pages`, every page of generated data."""
 
 COMMON = ("id", "says", "quote", "section", "kind")
 
@@ -57,10 +62,11 @@ class Claim:
 
     def is_of(self, page: str) -> bool:
         """Whether its rows can be run on a page."""
-        if not self.contrasts or (self.pages and page not in self.pages):
+        names = {page, MINIATURES} if page in stand_ins() else {page}
+        if not self.contrasts or (self.pages and not names & {*self.pages}):
             return False
         task = row_named(self.rows[0]).task
-        return page in {page_of(task, data) for data in ("mini", "full")}
+        return page in {page_of(task, data) for data in SCALES}
 
 
 @functools.cache
@@ -142,9 +148,9 @@ def _mistakes_of(entry: dict[str, Any]) -> Iterator[str]:
     for key in ("metric", "pages"):
         if not _is_names(entry.get(key, ["x"])):
             yield f"{key} must be a name, or a list of names"
-    yield from _mistakes_of_contrasts(entry.get("contrasts", []))
-    if _is_names(entry.get("pages", ["mini"])):
-        known = {"mini", "full", *own_tasks()}
+    yield from _mistakes_of_contrasts(entry.get("contrasts", []), of_pairs=kind == MORE)
+    if _is_names(entry.get("pages", [MINIATURES])):
+        known = {MINIATURES, "full", *own_tasks()}
         for page in _names(entry.get("pages", [])):
             if page not in known:
                 yield f"there is no page {page}; there are {', '.join(sorted(known))}"
@@ -156,7 +162,7 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
-def _mistakes_of_contrasts(contrasts: object) -> Iterator[str]:
+def _mistakes_of_contrasts(contrasts: object, of_pairs: bool) -> Iterator[str]:
     if not isinstance(contrasts, list):
         yield "contrasts must be a list of pairs"
         return
@@ -165,6 +171,8 @@ def _mistakes_of_contrasts(contrasts: object) -> Iterator[str]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_names, pair))):
             yield f"a contrast is a pair of rows, or of lists of rows, not {pair}"
             continue
+        if of_pairs and any(len(_names(side)) != 2 for side in pair):
+            yield f"each side of a contrast of kind {MORE} is a pair of rows, not {pair}"
         names += [name for side in pair for name in _names(side)]
     tasks = {}
     for name in dict.fromkeys(names):

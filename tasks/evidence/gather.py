@@ -126,7 +126,7 @@ def _rows_of(run: FinishedRun, evidence: Evidence) -> tuple[list[Row], str]:
     if run.result["status"] != "finished":
         return [], f"its status is {run.result['status']}"
     if run.data not in SCALES:
-        return [], f"data={run.data} is neither {' nor '.join(SCALES)}"
+        return [], f"data={run.data} is none of {', '.join(SCALES)}"
     norm = {key: value for key, value in run.result["norm"].items() if key != "window_used"}
     own = (run.task, run.model, canonical_norm(norm))
     alike = [row for row in all_rows().values() if row.identity == own]

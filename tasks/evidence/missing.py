@@ -1,5 +1,6 @@
 """The commands for the runs that claims still lack."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def commands_of(claim: Claim, page: str) -> list[str]:
     data, seeds = page_data(page), _listed(tuple(range(FEWEST)))
     plain = [name for name in claim.rows if " " not in name]
     commands = [f"experiment={','.join(plain)}"] if plain else []
-    commands += [" ".join(row_named(name).settings) for name in claim.rows if " " in name]
+    commands += [_line(row_named(name)) for name in claim.rows if " " in name]
     return [f"python train.py -m {command} data={data} seed={seeds}" for command in commands]
 
 
@@ -114,11 +115,10 @@ def _starts(name: str) -> list[tuple[str, str]]:
 def _own_commands(evidence: Evidence, page: str, row: Row, seeds: tuple[int, ...]) -> list[str]:
     data, starts = page_data(page), _starts(row.experiment)
     if not starts:
-        settings = " ".join(row.settings)
-        return [f"python train.py -m {settings} data={data} seed={_listed(seeds)}"]
+        return [f"python train.py -m {_line(row)} data={data} seed={_listed(seeds)}"]
     commands = []
     for seed in seeds:
-        command = " ".join(row.settings)
+        command = _line(row)
         for key, source in starts:
             run = evidence.runs.get(page, {}).get(source, {}).get(seed)
             place = f"{run.directory}/last.ckpt" if run else f"<{source}, seed {seed}>/last.ckpt"
@@ -126,6 +126,11 @@ def _own_commands(evidence: Evidence, page: str, row: Row, seeds: tuple[int, ...
         mark = "# after that: " if "<" in command else ""
         commands.append(f"{mark}python train.py {command} data={data} seed={seed}")
     return commands
+
+
+def _line(row: Row) -> str:
+    """A row's settings as a shell takes them."""
+    return shlex.join(row.settings)
 
 
 def _listed(seeds: tuple[int, ...]) -> str:

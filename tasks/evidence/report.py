@@ -111,7 +111,7 @@ def write_report(sections: list[Section], evidence: Evidence, path: Path) -> Non
     page = environment.get_template("template.html")
     text = page.render(
         facts=facts([run for section in sections for run in section.runs], sections),
-        has_miniature=any(section.data == "mini" for section in sections),
+        has_miniature=any(section.runs[0].stand_in for section in sections),
         pages=[
             page_view(name, [s for s in sections if s.rows is not None and s.page == name],
                       evidence)

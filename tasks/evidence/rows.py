@@ -6,10 +6,10 @@ import functools
 from dataclasses import dataclass
 
 from tasks.config import CONFIGS, ROOT, options
-from tasks.protocol import norm_label, published_row, read_experiment, task_facts
+from tasks.protocol import norm_label, published_row, read_experiment, stand_ins, task_facts
 
-SCALES = {"mini": "On the miniature", "full": "At full scale"}
-"""The pages of the published rows, which are kept apart throughout. Other tasks have their own."""
+SCALES = {name: f"On the {what}" for name, what in stand_ins().items()} | {"full": "At full scale"}
+"""The pages of the published rows, by ``data``; never mixed. Other tasks have their own."""
 
 TITLES = {
     1: "Cityscapes, validation",

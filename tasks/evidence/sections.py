@@ -173,7 +173,7 @@ def _other_sections(runs: list[FinishedRun], evidence: Evidence) -> list[Section
         group = groups[key]
         same = [other for other in keys if other[:2] == (task, data)]
         which = f", dataset {same.index(key) + 1}"
-        scale = {"mini": "miniature", "full": "own data or settings"}.get(data, data)
+        scale = {"full": "own data or settings"}.get(data, group[0].stand_in or data)
         title = f"{task_facts(task).title}, {scale}{which if len(same) > 1 else ''}"
         reasons = {run.directory: _without_folders(evidence, run) for run in group}
         sections.append(

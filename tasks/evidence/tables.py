@@ -30,6 +30,7 @@ from tasks.evidence.rows import (
     Row,
     own_rows_of,
     own_tasks,
+    page_of,
     page_title,
     rows_of_table,
 )
@@ -60,7 +61,7 @@ def write_tables(evidence: Evidence, folder: Path) -> list[Path]:
         for table in TITLES
     }
     for task in own_tasks():
-        for page in (task, f"{task}-mini"):
+        for page in (page_of(task, data) for data in SCALES):
             if evidence.runs.get(page) or (folder / page).is_dir():
                 texts[folder / page / "rows.csv"] = own_csv_text(evidence, page, task)
     texts[folder / "README.md"] = readme_text(evidence)
@@ -167,10 +168,11 @@ def readme_text(evidence: Evidence) -> str:
         "claims on the page; and never fewer than the sign-flip test needs at that level. `python "
         "scripts/tables.py --missing` prints the commands of the missing runs.",
         "The miniatures are generated stand-ins for the datasets at a fraction of their size, "
-        "with trainings of minutes. They cannot show how large a difference is on the real "
-        "datasets, nor whether there is one. Compare our norms with each other, never our numbers "
-        "with the paper's. Intervals are over seeds, not over datasets. In Tables 2 to 4 the "
-        "difference to GN is that to the GN row of Table 1, with 16 groups.",
+        "with trainings of minutes. The long miniature is the same files, trained for longer. They "
+        "cannot show how large a difference is on the real datasets, nor whether there is one. "
+        "Compare our norms with each other, never our numbers with the paper's. Intervals are over "
+        "seeds, not over datasets. In Tables 2 to 4 the difference to GN is that to the GN row of "
+        "Table 1, with 16 groups.",
         "## The layer itself",
         _checks_table(checks),
     ]

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tasks.evidence.claims import EQUAL, ORDER, Claim, Side, claims
+from tasks.evidence.claims import EQUAL, MORE, ORDER, Claim, Side, claims
 from tasks.evidence.gather import STEPS_TO_90, Evidence
 from tasks.evidence.rows import Row, baseline, page_title, row_named
 from tasks.evidence.statistics import (
@@ -52,6 +52,18 @@ def contrast(
         for side in sides
     ]
     return paired_difference([means[0][seed] - means[1][seed] for seed in sorted(seeds)])
+
+
+def gain_over_gain(
+    evidence: Evidence, page: str, first: Sequence[Row], second: Sequence[Row], *metrics: str
+) -> Difference | None:
+    """The difference of two differences, each of a pair of rows: how much more the first gains.
+
+    Paired by seed, as `contrast`.
+    """
+    (a, b), (c, d) = first, second
+    half = contrast(evidence, page, (a, d), (b, c), *metrics)  # means, so half of a - b - (c - d)
+    return None if half is None else paired_difference([2 * value for value in half.values])
 
 
 def difference_to_gn(evidence: Evidence, page: str, row: Row) -> Difference | None:
@@ -199,17 +211,22 @@ def _seeds(part: Difference, level: float) -> int | None:
 def _finding(claim: Claim, pair: tuple[Side, Side], evidence: Evidence, page: str) -> Finding:
     first, second = ([row_named(name) for name in names] for names in pair)
     metrics = claim.metric or (first[0].primary,)
-    difference = contrast(evidence, page, first, second, *metrics)
-    what = " - ".join(_mean_of([row.label for row in rows]) for rows in (first, second))
-    return Finding(what, difference, _parts(claim, difference, metrics[0]),
-                   _published(first, second, metrics))  # fmt: skip
+    labels = [[row.label for row in rows] for rows in (first, second)]
+    if claim.kind == MORE:
+        difference = gain_over_gain(evidence, page, first, second, *metrics)
+        what, published = " - ".join(f"({a} - {b})" for a, b in labels), None
+    else:
+        difference = contrast(evidence, page, first, second, *metrics)
+        what = " - ".join(map(_mean_of, labels))
+        published = _published(first, second, metrics)
+    return Finding(what, difference, _parts(claim, difference, metrics[0]), published)
 
 
 def _parts(claim: Claim, difference: Difference | None, metric: str) -> tuple[Difference, ...]:
     if difference is None:
         return ()
     values = difference.values
-    if claim.kind == ORDER:
+    if claim.kind in (ORDER, MORE):
         sign = -1.0 if less_is_better(metric) else 1.0
         return (paired_difference([sign * value for value in values]),)
     assert claim.kind == EQUAL
@@ -249,4 +266,4 @@ def claims_text(evidence: Evidence) -> str:
 
 def other_claims() -> list[Claim]:
     """The claims for which no runs are compared: computed, or not tested."""
-    return [claim for claim in claims() if claim.kind not in (ORDER, EQUAL)]
+    return [claim for claim in claims() if claim.kind not in (ORDER, MORE, EQUAL)]

@@ -70,7 +70,9 @@ def windows_of(claim: Claim, evidence: Evidence, page: str) -> list[str]:
         experiment = name.partition(" ")[0]
         as_published = at_full_scale().get(experiment, {}) if page != "full" or not runs else {}
         if runs:
-            lines.append(f"{label}: {_counts(of_run(next(iter(runs.values()))))}")
+            line = f"{label}: {_counts(of_run(next(iter(runs.values()))))}"
+            others = [x for x in lines if x.startswith(f"{label}: ") and x != line]
+            lines.append(line.replace(label, row.label, 1) if others else line)
         if row.published and as_published and (by_construction := _gn(as_published)):
             lines.append(f"{label} as published: {by_construction}")
         elif not runs and as_published and not any(x.startswith(f"{label}:") for x in lines):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.errors import InputError
-from tasks.protocol import norm_label, task_facts
+from tasks.protocol import norm_label, stand_in, task_facts
 from tasks.runs.files import damaged, read_csv, read_json, read_yaml
 from tasks.schema import wrong_value
 
@@ -87,6 +87,11 @@ class Record:
     @property
     def data(self) -> str:
         return self.config["data"]["name"]
+
+    @property
+    def stand_in(self) -> str | None:
+        """What the generated data that it learned from are called; None for the dataset itself."""
+        return stand_in(self.config["data"])
 
     @property
     def seed(self) -> int:

@@ -15,7 +15,7 @@ from tasks.data.loading import DataModule
 from tasks.identity import versions
 from tasks.models import scaled_norm
 from tasks.modules.module import TaskModule
-from tasks.protocol import given_norm, paper_row, task_facts
+from tasks.protocol import given_norm, paper_row, stand_ins, task_facts
 from tasks.runs.callbacks import History
 from tasks.runs.directory import Run
 from tasks.runs.provenance import read_starts
@@ -132,7 +132,8 @@ def print_row(result: dict) -> None:
                 for cell, sign in zip(cells, signs, strict=False)
             )
         )
-    if result["data"] == "mini" and paper is not None:
+    generated = stand_ins().get(result["data"])
+    if generated is not None and paper is not None:
         log.info(
-            "(ours on the miniature, the paper's on the full dataset: compare norms, not rows)"
+            f"(ours on the {generated}, the paper's on the full dataset: compare norms, not rows)"
         )

@@ -16,7 +16,7 @@ from tasks.config import plain
 from tasks.data import open_datasets, with_classes
 from tasks.errors import InputError
 from tasks.models import training_size
-from tasks.protocol import accumulated_batches, norm_label, task_facts
+from tasks.protocol import accumulated_batches, norm_label, stand_in, task_facts
 from tasks.runs.plan.calibration import STEPS, step_seconds, waiting_seconds
 from tasks.runs.plan.cards import CARDS, GIB, seconds, usable_bytes
 from tasks.runs.plan.checklist import checks
@@ -114,7 +114,7 @@ _opened_before: dict[str, tuple[int, int, list[str]] | Check] = {}
 
 def _opened(cfg: DictConfig) -> _Samples | Check:
     """The dataset's numbers, or why there are none; opened once for all rows of a table."""
-    if cfg.data.name == "mini" and not miniatures.exists_for_task(cfg.task.name, cfg.data.root):
+    if stand_in(cfg.data) and not miniatures.exists_for_task(cfg.task.name, cfg.data.root):
         return Check("data", True, "the first run generates the miniature")
     key = json.dumps([cfg.task.name, plain(cfg.data), cfg.task.bands], default=str)
     if key not in _opened_before:
@@ -169,7 +169,7 @@ def _evaluated(cfg: DictConfig, samples: int | None, epochs: int) -> tuple[float
     size = facts.image_size if cfg.task.kind == "segmentation" else [height, width]
     if cfg.task.kind == "detection" or "eval_halo" in cfg.task or samples is None or size is None:
         return 0, "evaluations are not counted"
-    if cfg.data.name == "mini" and cfg.task.kind == "segmentation":
+    if cfg.task.kind == "segmentation":
         size = [max(1, int(side * cfg.data.scale)) for side in size]
     times = math.ceil(epochs / cfg.data.eval_every)
     share = size[0] * size[1] / (height * width * cfg.data.batch_size)
