@@ -99,7 +99,7 @@ def gather(runs: Iterable[FinishedRun]) -> Evidence:
     Of several runs of one row and seed the newest counts.
     """
     evidence = Evidence()
-    for run in sorted(runs, key=_starts_from_a_run):  # the run that it started from comes before
+    for run in sorted(runs, key=_starts_from_weights):  # the run that it started from comes before
         rows, reason = _rows_of(run, evidence)
         if not rows:
             evidence.left_out[run.directory] = reason
@@ -129,7 +129,11 @@ def _rows_of(run: FinishedRun, evidence: Evidence) -> tuple[list[Row], str]:
         return [], f"data={run.data} is none of {', '.join(SCALES)}"
     norm = {key: value for key, value in run.result["norm"].items() if key != "window_used"}
     own = (run.task, run.model, canonical_norm(norm))
-    alike = [row for row in all_rows().values() if row.identity == own]
+    alike = [
+        row
+        for row in all_rows().values()
+        if row.identity == own and (row.variant != "pretrained" or _starts_from_weights(run))
+    ]
     if not alike:
         return [], f"no row has {run.model} with {norm_label(run.result['norm'])}"
     reasons: list[tuple[object, str | None]] = []  # by settings: several rows may have the same
@@ -144,7 +148,7 @@ def _rows_of(run: FinishedRun, evidence: Evidence) -> tuple[list[Row], str]:
     return rows, str(reasons[0][1])
 
 
-def _starts_from_a_run(run: FinishedRun) -> bool:
+def _starts_from_weights(run: FinishedRun) -> bool:
     settings = flattened(run.config)
     return any(settings.get(name) is not None for name in WEIGHTS)
 
