@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import cpu, huge_pages, memory_format_of, per_point_reference, table_loops, threads
 from .cpu import _ELEMENTS as ELEMENTS  # as stored for Numba, and the precision to work in
-from .table_loops import JOB_FIELDS, LANES, PLANES
+from .table_loops import BLOCK, JOB_FIELDS, PLANES
 
 # The whole sum of squares over that of a window, beyond which rounding would show.
 LIMITS = {torch.float32: 3e10, torch.float64: 1e8}
@@ -84,7 +84,7 @@ def _windows(p: Tensor, q: Tensor, channels_per_group: int) -> dict[str, Any]:
     job = job_of(JOB_FIELDS, x=p, lines=lines, **sizes)
     threads.run(_lines_body(), job.buffer_info()[0], n)
     ring = int((lines[:, 1] - lines[:, 0]).max()) + 1
-    shape = n, h, -(-w // LANES) * LANES
+    shape = n, h, -(-w // BLOCK) * BLOCK
     tops, bottoms, rights = torch.empty(3, *shape, dtype=torch.int32)
     found = {"tops": tops, "bottoms": bottoms, "rights": rights, "lines": lines, "ring": ring}
     found["shares"] = torch.empty(shape, dtype=torch.float64)

@@ -1,14 +1,16 @@
 """Numba loops on summed-area tables: windows of a size of their own at each point.
 
-All groups of a map have the same windows. So one task is ``PLANES`` groups, side by side in one
-table: for every corner between cells it holds, of each of these groups, the sum of ``x - shift``
-over all that lies above and left, and the sum of its square. These are one vector of float64. The
-sums over a window, of all groups, are four such vectors. The backward adds what each window
-contributes to the same four corners, and running sums over both axes spread it over the window.
+All groups of a map have the same windows. So one task is two groups, side by side in one table: for
+every corner between cells it holds four float64 numbers, the sums of ``x - shift`` of both groups
+over all that lies above and left, and the sums of squares. The sums over a window are four of these
+quadruples. The backward adds what each window contributes to the same four corners, and running
+sums over both axes spread it over the window. (Four groups would need fewer instructions, but their
+tables displace each other from the cache.)
 
-Only as many lines of a table are kept as the windows of a row reach: a ring, which mostly stays in
-the cache. Vectors are those of :mod:`lcn.kernels.cpu_loops`. Between the table and the rows of the
-map, blocks of eight cells are transposed in registers.
+Only as many lines of a table are kept as the windows of a row reach: a ring. Vectors are those of
+:mod:`lcn.kernels.cpu_loops`. Rows of the map become quadruples, and these rows, in blocks of
+``BLOCK`` cells that are transposed in registers: vector ``k`` has the quadruples of the cells ``k``
+and ``k + LANES`` of the block.
 
 Nothing can leave a table, so it is checked: where the whole sum of squares is so large beside a
 window's own that digits are lost, the window is summed again cell by cell if it is small; otherwise
@@ -20,9 +22,14 @@ the group is only flagged, and plain PyTorch does it. So it is with NaN and infi
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
 
 from .cpu_loops import (
+    _DOUBLE,
+    _FLAGS,
+    _I32,
     _INLINE,
     _MANY,
     _PLAIN,
@@ -46,14 +53,15 @@ from .cpu_loops import (
     _wide,
     _zeros,
 )
+from .cpu_loops import Vector as _Vector
 
 # What a task reads; fields that end in _ptr are addresses.
 JOB_FIELDS = (
     "next_task",
     *("x_ptr", "grad_ptr", "out_ptr", "weight_ptr", "bias_ptr", "partial_ptr", "flags_ptr"),
-    # The windows, [1 or samples, height, line]: upper and lower left corner in the ring and the
-    # columns, uint32, and one over their number of values, float64. A line is the width rounded up
-    # to whole vectors; its last cells repeat the one before.
+    # The windows, [1 or samples, height, line]: where in the table the left corners are, upper and
+    # lower, and how far from them the right ones, uint32, and one over their number of values, float64. A line is the width rounded up
+    # to whole blocks; its last cells repeat the one before.
     *("tops_ptr", "bottoms_ptr", "rights_ptr", "shares_ptr"),
     # int64 [1 or samples, 2, height]: the first line of a table that a row of cells or a later one
     # needs, and the last that this or an earlier one needs.
@@ -67,8 +75,134 @@ JOB_FIELDS = (
 _REAL = ("eps", "limit")
 JOB = np.dtype([(name, np.float64 if name in _REAL else np.int64) for name in JOB_FIELDS])
 
-PLANES = LANES // 2
+PLANES = 2  # groups in a table
+QUAD = 2 * PLANES
+BLOCK = 2 * LANES
+_FEW_CHANNELS = 4  # of a group, whose rows are read side by side
 _SMALL_WINDOW = 256  # cells of a window that is worth summing again cell by cell
+
+
+@njit(error_model="numpy", forceinline=True)
+def _memory(count):
+    """``count`` float64 numbers, from a multiple of 64 bytes."""
+    memory = np.empty(count + LANES)
+    first = -memory.ctypes.data % 64 // 8
+    return memory[first : first + count]
+
+
+# ---------------------------------------------------------------- two quadruples as a vector
+
+_QUAD = ir.VectorType(_DOUBLE, QUAD)
+
+
+def _quad_pointer(context, builder, array_type, array, at):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), _QUAD.as_pointer())
+
+
+def _half_of(builder, value, half):
+    lanes = ir.Constant(ir.VectorType(_I32, QUAD), [half * QUAD + k for k in range(QUAD)])
+    return builder.shuffle_vector(value, value, lanes)
+
+
+@intrinsic
+def _load_pair(typing_context, array, first, second):
+    def codegen(context, builder, signature, args):
+        quads = [
+            builder.load(_quad_pointer(context, builder, array, args[0], at), align=32)
+            for at in args[1:]
+        ]
+        lanes = ir.Constant(ir.VectorType(_I32, LANES), list(range(LANES)))
+        return builder.shuffle_vector(*quads, lanes)
+
+    return _Vector(types.float64)(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _store_pair(typing_context, array, first, second, value):
+    def codegen(context, builder, signature, args):
+        for half in range(2):
+            pointer = _quad_pointer(context, builder, array, args[0], args[1 + half])
+            builder.store(_half_of(builder, args[3], half), pointer, align=32)
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, types.int64, value), codegen
+
+
+@intrinsic
+def _halves(typing_context, value):
+    """Each half of a vector, twice."""
+
+    def codegen(context, builder, signature, args):
+        vectors = []
+        for half in range(2):
+            lanes = [half * QUAD + k % QUAD for k in range(LANES)]
+            lanes = ir.Constant(ir.VectorType(_I32, LANES), lanes)
+            vectors.append(builder.shuffle_vector(args[0], args[0], lanes))
+        return context.make_tuple(builder, signature.return_type, vectors)
+
+    return types.UniTuple(value, 2)(value), codegen
+
+
+@intrinsic
+def _after(typing_context, first, second):
+    """The first half of one vector, then that of another."""
+
+    def codegen(context, builder, signature, args):
+        lanes = [k if k < QUAD else LANES + k - QUAD for k in range(LANES)]
+        lanes = ir.Constant(ir.VectorType(_I32, LANES), lanes)
+        return builder.shuffle_vector(args[0], args[1], lanes)
+
+    return first(first, second), codegen
+
+
+def _add_half(half):
+    @intrinsic
+    def add(typing_context, table, top, bottom, right, value):
+        """Adds half of a vector to two corners, and takes it from the other two."""
+
+        def codegen(context, builder, signature, args):
+            corner, below, right = args[1:4]
+            quad = _half_of(builder, args[4], half)
+            for at, apply in (
+                (corner, builder.fadd),
+                (builder.add(corner, right), builder.fsub),
+                (below, builder.fsub),
+                (builder.add(below, right), builder.fadd),
+            ):
+                pointer = _quad_pointer(context, builder, table, args[0], at)
+                sum_ = apply(builder.load(pointer, align=32), quad, flags=_FLAGS)
+                builder.store(sum_, pointer, align=32)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.none(table, integer, integer, integer, value), codegen
+
+    return add
+
+
+_add_first, _add_second = _add_half(0), _add_half(1)
+
+
+@njit(**_INLINE)
+def _running_sums(run, eight):
+    """Sums over the cells of a block up to each of them, and all before; the new ``run``, which has
+    both halves alike."""
+    a = eight[0]
+    b = a + eight[1]
+    c = b + eight[2]
+    d = c + eight[3]
+    e = d + eight[4]
+    f = e + eight[5]
+    g = f + eight[6]
+    h = g + eight[7]
+    first, second = _halves(h)
+    before = _after(run, run + first)
+    sums = (
+        a + before, b + before, c + before, d + before, e + before, f + before, g + before,
+        h + before,
+    )  # fmt: skip
+    return sums, run + first + second
 
 
 # ---------------------------------------------------------------- windows
@@ -95,20 +229,44 @@ def _lines(p, h, w, first, last):
 
 
 @njit(**_PLAIN)
-def _corners_of_row(p, q, i, h, w, ring, start, scale, tops, bottoms, rights, shares):
-    line = tops.size + 1
+def _upper_left(p, q, i, h, w, ring, start, line, tops):
+    slot = start % ring
     for j in range(w):
         rows, columns = min(p[j], h), min(q[j], w)
-        top = min(max(i - rows // 2, 0), h - rows)
         left = min(max(j - columns // 2, 0), w - columns)
-        upper = start % ring + top - start
-        upper -= ring if upper >= ring else 0
-        lower = upper + rows
-        lower -= ring if lower >= ring else 0
-        tops[j] = upper * line + left
-        bottoms[j] = lower * line + left
-        rights[j] = columns
-        shares[j] = scale / (rows * columns)
+        upper = slot + min(max(i - rows // 2, 0), h - rows) - start
+        upper = upper - ring if upper >= ring else upper
+        tops[j] = (upper * line + left) * QUAD
+
+
+@njit(**_PLAIN)
+def _lower_left(p, h, w, ring, line, tops, bottoms):
+    size = ring * line * QUAD
+    for j in range(w):
+        lower = np.int64(tops[j]) + min(p[j], h) * (line * QUAD)
+        bottoms[j] = lower - size if lower >= size else lower
+
+
+@njit(**_PLAIN)
+def _steps_right(q, w, rights):
+    for j in range(w):
+        rights[j] = min(q[j], w) * QUAD
+
+
+@njit(**_PLAIN)
+def _shares(p, q, h, w, scale, shares):
+    for j in range(w):
+        shares[j] = scale / (min(p[j], h) * min(q[j], w))
+
+
+@njit(**_INLINE)
+def _windows_of_row(p, q, i, h, w, ring, start, scale, tops, bottoms, rights, shares):
+    # Loops with few arrays each, which compilers turn into vectors.
+    line = tops.size + 1
+    _upper_left(p, q, i, h, w, ring, start, line, tops)
+    _lower_left(p, h, w, ring, line, tops, bottoms)
+    _steps_right(q, w, rights)
+    _shares(p, q, h, w, scale, shares)
     for j in range(w, tops.size):
         tops[j], bottoms[j], rights[j] = tops[w - 1], bottoms[w - 1], rights[w - 1]
         shares[j] = shares[w - 1]
@@ -141,7 +299,7 @@ def compile_corners() -> Any:
     def body(address):
         job = carray(address, 1, JOB)[0]
         h, w = job.height, job.width
-        line = (w + LANES - 1) // LANES * LANES
+        line = (w + BLOCK - 1) // BLOCK * BLOCK
         p = carray(_pointer(job.x_ptr), _MANY, np.int64)
         q = carray(_pointer(job.grad_ptr), _MANY, np.int64)
         tops = carray(_pointer(job.tops_ptr), _MANY, np.uint32)
@@ -155,7 +313,7 @@ def compile_corners() -> Any:
                 return
             for i in range(h):
                 of, to = (n * h + i) * w, (n * h + i) * line
-                _corners_of_row(
+                _windows_of_row(
                     p[of : of + w], q[of : of + w], i, h, w, job.ring, lines[2 * n * h + i],
                     1.0 / job.per_group, tops[to : to + line], bottoms[to : to + line],
                     rights[to : to + line], shares[to : to + line],
@@ -260,13 +418,13 @@ def _add_products(x, grad, base, width, high, low, rstd, at, weight, a, b, to, t
 
 
 @njit(**_INLINE)
-def _terms_at(a, b, to, high, low, rstd, at, share, shift):
+def _terms_at(a, b, high, low, rstd, at, share, shift):
     """What each window adds to the gradient of its cells: ``first + second * (x - shift)``."""
     mean = _wide(_load(high, at, None)) - shift + _wide(_load(low, at, None))
     r = _wide(_load(rstd, at, None))
     scaled = r * share
-    second = r * (r * scaled) * _wide(_load(b, to, None))
-    return scaled * _wide(_load(a, to, None)) - mean * second, second
+    second = r * (r * scaled) * _wide(_load(b, at, None))
+    return scaled * _wide(_load(a, at, None)) - mean * second, second
 
 
 @njit(**_INLINE)
@@ -297,102 +455,143 @@ def _input_gradient(x, grad, base, out, width, rstd, at, weight, shift, firsts, 
 
 
 @njit(**_INLINE)
-def _eight_rows(firsts, seconds, line, j):
-    """``firsts`` and ``seconds`` ``[PLANES, line]`` at the cells ``j .. j + 7``: a vector a cell."""
-    return _transposed(
-        (
-            _load(firsts, j, None),
-            _load(firsts, line + j, None),
-            _load(firsts, 2 * line + j, None),
-            _load(firsts, 3 * line + j, None),
-            _load(seconds, j, None),
-            _load(seconds, line + j, None),
-            _load(seconds, 2 * line + j, None),
-            _load(seconds, 3 * line + j, None),
-        )
-    )
+def _block_of(firsts, seconds, line, j):
+    """``firsts`` and ``seconds`` ``[PLANES, line]`` at the cells of a block."""
+    k = j + LANES
+    return (
+        _load(firsts, j, None), _load(firsts, line + j, None),
+        _load(seconds, j, None), _load(seconds, line + j, None),
+        _load(firsts, k, None), _load(firsts, line + k, None),
+        _load(seconds, k, None), _load(seconds, line + k, None),
+    )  # fmt: skip
 
 
 @njit(**_INLINE)
-def _next_cell(table, above, here, run, change):
-    run = run + change
-    _store(table, here, None, _load(table, above, None) + run)
+def _values_at(x, base, job, shift, j, cells):
+    """Sums over the channels of a group, and of squares, at eight cells."""
+    total = square = _splat(0.0)
+    for c in range(job.per_group):
+        value = _wide(_load(x, base + c * job.height * job.width + j, cells)) - shift
+        total, square = total + value, square + value * value
+    return total, square
+
+
+@njit(**_INLINE)
+def _block_at(x, base_0, base_1, job, shift_0, shift_1, j, cells, more_cells):
+    """The same for the groups of a task at the cells of a block, as ``_block_of``."""
+    k = j + LANES
+    total_0, square_0 = _values_at(x, base_0, job, shift_0, j, cells)
+    total_1, square_1 = _values_at(x, base_1, job, shift_1, j, cells)
+    total_2, square_2 = _values_at(x, base_0, job, shift_0, k, more_cells)
+    total_3, square_3 = _values_at(x, base_1, job, shift_1, k, more_cells)
+    return total_0, total_1, square_0, square_1, total_2, total_3, square_2, square_3
+
+
+@njit(**_INLINE)
+def _add_pair(table, above, here, sums):
+    further = LANES * QUAD
+    before = _load_pair(table, above, above + further)
+    _store_pair(table, here, here + further, before + sums)
+
+
+@njit(**_INLINE)
+def _next_block(table, above, here, run, block):
+    """A block of a line of the table, from the sums in a row of cells."""
+    sums, run = _running_sums(run, _transposed(block))
+    _add_pair(table, above, here, sums[0])
+    _add_pair(table, above + QUAD, here + QUAD, sums[1])
+    _add_pair(table, above + 2 * QUAD, here + 2 * QUAD, sums[2])
+    _add_pair(table, above + 3 * QUAD, here + 3 * QUAD, sums[3])
+    _add_pair(table, above + 4 * QUAD, here + 4 * QUAD, sums[4])
+    _add_pair(table, above + 5 * QUAD, here + 5 * QUAD, sums[5])
+    _add_pair(table, above + 6 * QUAD, here + 6 * QUAD, sums[6])
+    _add_pair(table, above + 7 * QUAD, here + 7 * QUAD, sums[7])
     return run
 
 
 @njit(**_PLAIN)
 def _add_line(job, x, bases, shifts, row, table, sums, squares, line):
-    """The line of the table below a row, from the line above it."""
+    """The line of the table below a row, from the line above it; returns where the row ends."""
+    h, w = job.height, job.width
+    above, here = row % job.ring * (line + 1) * QUAD, (row + 1) % job.ring * (line + 1) * QUAD
+    end = here + w * QUAD
+    _fill(table, here, here + QUAD, 0.0)
+    above, here = above + QUAD, here + QUAD
+    run = _splat(0.0)
+    if job.per_group <= _FEW_CHANNELS:
+        shift_0, shift_1 = _splat(shifts[0]), _splat(shifts[1])
+        base_0, base_1 = bases[0] + row * w, bases[1] + row * w
+        whole = w - w % BLOCK
+        for j in range(0, whole, BLOCK):
+            block = _block_at(x, base_0, base_1, job, shift_0, shift_1, j, None, None)
+            run = _next_block(table, above + j * QUAD, here + j * QUAD, run, block)
+        if whole < w:
+            block = _block_at(
+                x, base_0, base_1, job, shift_0, shift_1, whole, w - whole, w - whole - LANES
+            )
+            run = _next_block(table, above + whole * QUAD, here + whole * QUAD, run, block)
+        return end
+    # One channel after the other: the rows of many channels at once displace each other.
     _fill(sums, 0, sums.size, 0.0)
     _fill(squares, 0, squares.size, 0.0)
-    h, w = job.height, job.width
     for plane in range(PLANES):
         for c in range(job.per_group):
             base = bases[plane] + (c * h + row) * w
             _add_values(sums, squares, plane * line, x, base, w, shifts[plane])
-    above, here = (row % job.ring) * (line + 1) * LANES, ((row + 1) % job.ring) * (line + 1) * LANES
-    run = _splat(0.0)
-    _store(table, here, None, run)
-    for j in range(0, line, LANES):
-        cells = _eight_rows(sums, squares, line, j)
-        at, to = above + (j + 1) * LANES, here + (j + 1) * LANES
-        run = _next_cell(table, at, to, run, cells[0])
-        run = _next_cell(table, at + LANES, to + LANES, run, cells[1])
-        run = _next_cell(table, at + 2 * LANES, to + 2 * LANES, run, cells[2])
-        run = _next_cell(table, at + 3 * LANES, to + 3 * LANES, run, cells[3])
-        run = _next_cell(table, at + 4 * LANES, to + 4 * LANES, run, cells[4])
-        run = _next_cell(table, at + 5 * LANES, to + 5 * LANES, run, cells[5])
-        run = _next_cell(table, at + 6 * LANES, to + 6 * LANES, run, cells[6])
-        run = _next_cell(table, at + 7 * LANES, to + 7 * LANES, run, cells[7])
-    return here + line * LANES
+    for j in range(0, line, BLOCK):
+        block = _block_of(sums, squares, line, j)
+        run = _next_block(table, above + j * QUAD, here + j * QUAD, run, block)
+    return end
 
 
 @njit(**_INLINE)
-def _window_at(table, tops, bottoms, rights, j):
-    """The sums over the window of a cell."""
-    top, bottom = np.int64(tops[j]) * LANES, np.int64(bottoms[j]) * LANES
-    right = np.int64(rights[j]) * LANES
-    lower = _load(table, bottom + right, None) - _load(table, bottom, None)
-    return lower - (_load(table, top + right, None) - _load(table, top, None))
+def _corners_of(tops, bottoms, rights, j):
+    k = np.uint64(j)  # an index without a sign needs no check for one
+    return np.int64(tops[k]), np.int64(bottoms[k]), np.int64(rights[k])
+
+
+@njit(**_INLINE)
+def _windows_at(table, tops, bottoms, rights, j):
+    """The sums over the windows of two cells."""
+    top, bottom, right = _corners_of(tops, bottoms, rights, j)
+    top_2, bottom_2, right_2 = _corners_of(tops, bottoms, rights, j + LANES)
+    below = _load_pair(table, bottom + right, bottom_2 + right_2)
+    above = _load_pair(table, top + right, top_2 + right_2)
+    below = below - _load_pair(table, bottom, bottom_2)
+    return below - (above - _load_pair(table, top, top_2))
 
 
 @njit(**_INLINE)
 def _statistics(table, tops, bottoms, rights, shares, at, shifts, eps, high, low, rstd, line, most):
-    """Mean and rstd of a row of cells, of all groups, ``[PLANES, line]``."""
+    """Mean and rstd of a row of cells, ``[PLANES, line]``."""
     epses = _splat(high.dtype.type(eps))
-    least_0 = least_1 = least_2 = least_3 = _splat(high.dtype.type(0))
+    most_0 = most_1 = _splat(high.dtype.type(0))
     shift_0, shift_1 = _splat(shifts[0]), _splat(shifts[1])
-    shift_2, shift_3 = _splat(shifts[2]), _splat(shifts[3])
-    for j in range(0, line, LANES):
+    for j in range(0, line, BLOCK):
         k = at + j
         sums = _transposed(
             (
-                _window_at(table, tops, bottoms, rights, k),
-                _window_at(table, tops, bottoms, rights, k + 1),
-                _window_at(table, tops, bottoms, rights, k + 2),
-                _window_at(table, tops, bottoms, rights, k + 3),
-                _window_at(table, tops, bottoms, rights, k + 4),
-                _window_at(table, tops, bottoms, rights, k + 5),
-                _window_at(table, tops, bottoms, rights, k + 6),
-                _window_at(table, tops, bottoms, rights, k + 7),
+                _windows_at(table, tops, bottoms, rights, k),
+                _windows_at(table, tops, bottoms, rights, k + 1),
+                _windows_at(table, tops, bottoms, rights, k + 2),
+                _windows_at(table, tops, bottoms, rights, k + 3),
+                _windows_at(table, tops, bottoms, rights, k + 4),
+                _windows_at(table, tops, bottoms, rights, k + 5),
+                _windows_at(table, tops, bottoms, rights, k + 6),
+                _windows_at(table, tops, bottoms, rights, k + 7),
             )
         )
-        share = _load(shares, k, None)
-        least_0 = _moments_at(
-            sums[0], sums[4], share, shift_0, epses, high, low, rstd, j, least_0
-        )  # fmt: skip
-        least_1 = _moments_at(
-            sums[1], sums[5], share, shift_1, epses, high, low, rstd, line + j, least_1
+        share, share_2, j_2 = _load(shares, k, None), _load(shares, k + LANES, None), j + LANES
+        most_0 = _moments_at(sums[0], sums[2], share, shift_0, epses, high, low, rstd, j, most_0)
+        most_0 = _moments_at(
+            sums[4], sums[6], share_2, shift_0, epses, high, low, rstd, j_2, most_0
         )
-        least_2 = _moments_at(
-            sums[2], sums[6], share, shift_2, epses, high, low, rstd, 2 * line + j, least_2
+        j, j_2 = line + j, line + j_2
+        most_1 = _moments_at(sums[1], sums[3], share, shift_1, epses, high, low, rstd, j, most_1)
+        most_1 = _moments_at(
+            sums[5], sums[7], share_2, shift_1, epses, high, low, rstd, j_2, most_1
         )
-        least_3 = _moments_at(
-            sums[3], sums[7], share, shift_3, epses, high, low, rstd, 3 * line + j, least_3
-        )
-    most[0], most[1], most[2], most[3] = (
-        _maximum(least_0), _maximum(least_1), _maximum(least_2), _maximum(least_3)
-    )  # fmt: skip
+    most[0], most[1] = _maximum(most_0), _maximum(most_1)
 
 
 @njit(**_PLAIN)
@@ -419,14 +618,14 @@ def _statistics_again(
     rstd, at,
 ):  # fmt: skip
     """Where digits were lost; False if a window is too large for that."""
-    line = (job.width + LANES - 1) // LANES * LANES + 1
+    line = (job.width + BLOCK - 1) // BLOCK * BLOCK + 1  # cells in a line of the table
     for j in range(job.width):
         k, r = windows_at + j, np.float64(rstd[at + j])
         if total * shares[k] * r * r <= 0.99 * job.limit:
             continue
-        q = np.int64(rights[k])
-        slot, left = np.int64(tops[k]) // line, np.int64(tops[k]) % line
-        p = (np.int64(bottoms[k]) // line - slot) % job.ring
+        top, bottom, q = _corners_of(tops, bottoms, rights, k)
+        q, slot, left = q // QUAD, top // QUAD // line, top // QUAD % line
+        p = (bottom // QUAD // line - slot) % job.ring
         if p * q > _SMALL_WINDOW:
             return False
         top = first_line + (slot - first_line) % job.ring
@@ -490,7 +689,7 @@ def _forward_task(
     line = sums.size // PLANES
     own = _start(job, x, first_plane, bases, shifts, given_up)
     windows, lines = own * h * line, lines[2 * own * h : 2 * (own + 1) * h]
-    _fill(table, 0, (line + 1) * LANES, 0.0)
+    _fill(table, 0, (line + 1) * QUAD, 0.0)
     done, end = 0, 0
     for i in range(h):
         while done < lines[h + i]:
@@ -515,32 +714,27 @@ def _forward_task(
 
 @njit(**_INLINE)
 def _add_to_corners(table, tops, bottoms, rights, j, terms):
-    top, bottom = np.int64(tops[j]) * LANES, np.int64(bottoms[j]) * LANES
-    right = np.int64(rights[j]) * LANES
-    _store(table, top, None, _load(table, top, None) + terms)
-    _store(table, top + right, None, _load(table, top + right, None) - terms)
-    _store(table, bottom, None, _load(table, bottom, None) - terms)
-    _store(table, bottom + right, None, _load(table, bottom + right, None) + terms)
+    """Adds what the windows of two cells contribute to their corners."""
+    top, bottom, right = _corners_of(tops, bottoms, rights, j)
+    _add_first(table, top, bottom, right, terms)
+    top, bottom, right = _corners_of(tops, bottoms, rights, j + LANES)
+    _add_second(table, top, bottom, right, terms)
 
 
 @njit(**_PLAIN)
-def _scatter(
-    table, tops, bottoms, rights, shares, at, shifts, a, b, high, low, rstd, rstd_at, line
-):
+def _scatter(table, tops, bottoms, rights, shares, at, shifts, a, b, high, low, rstd, line):
     """Adds what the windows of a row contribute to their corners."""
     shift_0, shift_1 = _splat(shifts[0]), _splat(shifts[1])
-    shift_2, shift_3 = _splat(shifts[2]), _splat(shifts[3])
-    own = rstd[rstd_at : rstd_at + PLANES * line]
-    for j in range(0, line, LANES):
+    for j in range(0, line, BLOCK):
         k = at + j
-        share = _load(shares, k, None)
-        j_1, j_2, j_3 = line + j, 2 * line + j, 3 * line + j
-        first_0, second_0 = _terms_at(a, b, j, high, low, own, j, share, shift_0)
-        first_1, second_1 = _terms_at(a, b, j_1, high, low, own, j_1, share, shift_1)
-        first_2, second_2 = _terms_at(a, b, j_2, high, low, own, j_2, share, shift_2)
-        first_3, second_3 = _terms_at(a, b, j_3, high, low, own, j_3, share, shift_3)
+        share, share_2 = _load(shares, k, None), _load(shares, k + LANES, None)
+        first_0, second_0 = _terms_at(a, b, high, low, rstd, j, share, shift_0)
+        first_2, second_2 = _terms_at(a, b, high, low, rstd, j + LANES, share_2, shift_0)
+        to = line + j
+        first_1, second_1 = _terms_at(a, b, high, low, rstd, to, share, shift_1)
+        first_3, second_3 = _terms_at(a, b, high, low, rstd, to + LANES, share_2, shift_1)
         cells = _transposed(
-            (first_0, first_1, first_2, first_3, second_0, second_1, second_2, second_3)
+            (first_0, first_1, second_0, second_1, first_2, first_3, second_2, second_3)
         )
         _add_to_corners(table, tops, bottoms, rights, k, cells[0])
         _add_to_corners(table, tops, bottoms, rights, k + 1, cells[1])
@@ -553,38 +747,57 @@ def _scatter(
 
 
 @njit(**_INLINE)
-def _spread_cell(table, at, columns, to, run):
-    """The running sum along a row, added to those down the columns; empties the table."""
-    run = run + _load(table, at, None)
-    _store(table, at, None, _splat(0.0))
-    column = _load(columns, to, None) + run
-    _store(columns, to, None, column)
-    return run, column
+def _taken_pair(table, at):
+    """What lies there; zeros stay."""
+    further = LANES * QUAD
+    value = _load_pair(table, at, at + further)
+    _store_pair(table, at, at + further, _splat(0.0))
+    return value
+
+
+@njit(**_INLINE)
+def _added_pair(columns, at, sums):
+    further = LANES * QUAD
+    value = _load_pair(columns, at, at + further) + sums
+    _store_pair(columns, at, at + further, value)
+    return value
 
 
 @njit(**_PLAIN)
 def _spread_row(table, at, columns, line, firsts, seconds):
-    """What the windows add to a row of cells, ``[PLANES, line]``."""
+    """What the windows add to a row of cells, ``[PLANES, line]``: sums along the line of the table,
+    added to those down the columns. Empties the line."""
     run = _splat(0.0)
-    for j in range(0, line, LANES):
-        k, to = at + j * LANES, j * LANES
-        run, cell_0 = _spread_cell(table, k, columns, to, run)
-        run, cell_1 = _spread_cell(table, k + LANES, columns, to + LANES, run)
-        run, cell_2 = _spread_cell(table, k + 2 * LANES, columns, to + 2 * LANES, run)
-        run, cell_3 = _spread_cell(table, k + 3 * LANES, columns, to + 3 * LANES, run)
-        run, cell_4 = _spread_cell(table, k + 4 * LANES, columns, to + 4 * LANES, run)
-        run, cell_5 = _spread_cell(table, k + 5 * LANES, columns, to + 5 * LANES, run)
-        run, cell_6 = _spread_cell(table, k + 6 * LANES, columns, to + 6 * LANES, run)
-        run, cell_7 = _spread_cell(table, k + 7 * LANES, columns, to + 7 * LANES, run)
-        rows = _transposed((cell_0, cell_1, cell_2, cell_3, cell_4, cell_5, cell_6, cell_7))
+    for j in range(0, line, BLOCK):
+        k, to = at + j * QUAD, j * QUAD
+        cells = (
+            _taken_pair(table, k), _taken_pair(table, k + QUAD),
+            _taken_pair(table, k + 2 * QUAD), _taken_pair(table, k + 3 * QUAD),
+            _taken_pair(table, k + 4 * QUAD), _taken_pair(table, k + 5 * QUAD),
+            _taken_pair(table, k + 6 * QUAD), _taken_pair(table, k + 7 * QUAD),
+        )  # fmt: skip
+        sums, run = _running_sums(run, cells)
+        rows = _transposed(
+            (
+                _added_pair(columns, to, sums[0]),
+                _added_pair(columns, to + QUAD, sums[1]),
+                _added_pair(columns, to + 2 * QUAD, sums[2]),
+                _added_pair(columns, to + 3 * QUAD, sums[3]),
+                _added_pair(columns, to + 4 * QUAD, sums[4]),
+                _added_pair(columns, to + 5 * QUAD, sums[5]),
+                _added_pair(columns, to + 6 * QUAD, sums[6]),
+                _added_pair(columns, to + 7 * QUAD, sums[7]),
+            )
+        )
         _store(firsts, j, None, rows[0])
         _store(firsts, line + j, None, rows[1])
-        _store(firsts, 2 * line + j, None, rows[2])
-        _store(firsts, 3 * line + j, None, rows[3])
-        _store(seconds, j, None, rows[4])
-        _store(seconds, line + j, None, rows[5])
-        _store(seconds, 2 * line + j, None, rows[6])
-        _store(seconds, 3 * line + j, None, rows[7])
+        _store(seconds, j, None, rows[2])
+        _store(seconds, line + j, None, rows[3])
+        j += LANES
+        _store(firsts, j, None, rows[4])
+        _store(firsts, line + j, None, rows[5])
+        _store(seconds, j, None, rows[6])
+        _store(seconds, line + j, None, rows[7])
 
 
 @njit(**_PLAIN)
@@ -605,7 +818,7 @@ def _backward_task(
     per_group, ring = job.per_group, job.ring
     own = _start(job, x, first_plane, bases, shifts, given_up)
     windows, lines = own * h * line, lines[2 * own * h : 2 * (own + 1) * h]
-    _fill(table, 0, (line + 1) * LANES, 0.0)
+    _fill(table, 0, (line + 1) * QUAD, 0.0)
     _fill(columns, 0, columns.size, 0.0)
     _fill(totals, 0, totals.size, 0.0)
     for plane in range(PLANES):
@@ -635,12 +848,12 @@ def _backward_task(
                     2 * (plane * per_group + c) * LANES,
                 )  # fmt: skip
         _scatter(
-            terms, tops, bottoms, rights, shares, windows + i * line, shifts, a, b, high, low, rstd,
-            rstd_at, line,
+            terms, tops, bottoms, rights, shares, windows + i * line, shifts, a, b, high, low,
+            own_rstd, line,
         )  # fmt: skip
         # A row of cells is finished as soon as no later window begins in or above it.
         while ready < (h if i == h - 1 else lines[i + 1]):
-            _spread_row(terms, ready % ring * (line + 1) * LANES, columns, line, sums, squares)
+            _spread_row(terms, ready % ring * (line + 1) * QUAD, columns, line, sums, squares)
             for plane in range(PLANES):
                 channel = bases[plane] // (h * w) % job.channels
                 for c in range(per_group):
@@ -650,8 +863,8 @@ def _backward_task(
                         shifts[plane], sums, squares, plane * line,
                     )  # fmt: skip
             ready += 1
-    at = h % ring * (line + 1) * LANES
-    _fill(terms, at, at + (line + 1) * LANES, 0.0)
+    at = h % ring * (line + 1) * QUAD
+    _fill(terms, at, at + (line + 1) * QUAD, 0.0)
     for plane in range(PLANES):
         # What windows of steep gradients add leaves its rounding everywhere else.
         if not h * w * extremes[2 * plane + 1] < job.limit * extremes[2 * plane]:
@@ -701,9 +914,9 @@ def compile_forward(element: Any, working: Any) -> Any:
         shares = carray(_pointer(job.shares_ptr), _MANY, np.float64)
         lines = carray(_pointer(job.lines_ptr), _MANY, np.int64)
         flags = carray(_pointer(job.flags_ptr), _MANY, np.uint8)
-        line = (job.width + LANES - 1) // LANES * LANES
+        line = (job.width + BLOCK - 1) // BLOCK * BLOCK
         wide, narrow = np.empty(0, np.float64), np.empty(0, working)
-        table = _zeros(job.ring * (line + 1) * LANES, wide)
+        table = _memory(job.ring * (line + 1) * QUAD)
         sums, squares = _zeros(PLANES * line, wide), _zeros(PLANES * line, wide)
         high, low = _zeros(PLANES * line, narrow), _zeros(PLANES * line, narrow)
         rstd = _zeros(PLANES * line, narrow)
@@ -737,15 +950,15 @@ def compile_backward(element: Any, working: Any) -> Any:
         shares = carray(_pointer(job.shares_ptr), _MANY, np.float64)
         lines = carray(_pointer(job.lines_ptr), _MANY, np.int64)
         flags = carray(_pointer(job.flags_ptr), _MANY, np.uint8)
-        line = (job.width + LANES - 1) // LANES * LANES
+        line = (job.width + BLOCK - 1) // BLOCK * BLOCK
         wide, narrow = np.empty(0, np.float64), np.empty(0, working)
-        table = _zeros(job.ring * (line + 1) * LANES, wide)
-        terms = _zeros(job.ring * (line + 1) * LANES, wide)
+        table = _memory(job.ring * (line + 1) * QUAD)
+        terms = _zeros(job.ring * (line + 1) * QUAD, wide)
         sums, squares = _zeros(PLANES * line, wide), _zeros(PLANES * line, wide)
         high, low = _zeros(PLANES * line, narrow), _zeros(PLANES * line, narrow)
         a, b = _zeros(PLANES * line, narrow), _zeros(PLANES * line, narrow)
         rstd = _zeros(job.ring * PLANES * line, narrow)
-        columns, totals = _zeros(line * LANES, wide), np.zeros(2 * PLANES * job.per_group * LANES)
+        columns, totals = _zeros(line * QUAD, wide), np.zeros(2 * PLANES * job.per_group * LANES)
         bases, shifts = np.zeros(PLANES, np.int64), np.zeros(PLANES)
         given_up, most = np.zeros(PLANES, np.uint8), np.zeros(PLANES)
         extremes = np.zeros(2 * PLANES)
