@@ -60,8 +60,8 @@ JOB_FIELDS = (
     "next_task",
     *("x_ptr", "grad_ptr", "out_ptr", "weight_ptr", "bias_ptr", "partial_ptr", "flags_ptr"),
     # The windows, [1 or samples, height, line]: where in the table the left corners are, upper and
-    # lower, and how far from them the right ones, uint32, and one over their number of values, float64. A line is the width rounded up
-    # to whole blocks; its last cells repeat the one before.
+    # lower, and how far from them the right ones, uint32; one over their number of values, float64.
+    # A line is the width rounded up to whole blocks; its last cells repeat the one before.
     *("tops_ptr", "bottoms_ptr", "rights_ptr", "shares_ptr"),
     # int64 [1 or samples, 2, height]: the first line of a table that a row of cells or a later one
     # needs, and the last that this or an earlier one needs.
@@ -391,8 +391,9 @@ def _normalize_row(x, base, out, width, high, low, rstd, at, weight, bias):
 def _products_at(x, grad, base, high, low, rstd, at, w, a, b, to, of_bias, of_weight, j, cells):
     g = _load(grad, base + j, cells)
     gd = g * (_load(x, base + j, cells) - _load(high, at + j, None) - _load(low, at + j, None))
-    _store(a, to + j, None, _load(a, to + j, None) + g * w)
-    _store(b, to + j, None, _load(b, to + j, None) + gd * w)
+    before_a, before_b = _load(a, to + j, None), _load(b, to + j, None)
+    _store(a, to + j, None, before_a + _as(g * w, before_a))
+    _store(b, to + j, None, before_b + _as(gd * w, before_b))
     return of_bias + g, of_weight + gd * _load(rstd, at + j, None)
 
 
@@ -402,7 +403,7 @@ def _add_products(x, grad, base, width, high, low, rstd, at, weight, a, b, to, t
     grad and ``grad (x - mean) rstd`` to ``totals``, two vectors."""
     whole = width - width % LANES
     w = _splat(weight)
-    of_bias = of_weight = _splat(a.dtype.type(0))
+    of_bias = of_weight = _splat(high.dtype.type(0))
     for j in range(0, whole, LANES):
         of_bias, of_weight = _products_at(
             x, grad, base, high, low, rstd, at, w, a, b, to, of_bias, of_weight, j, None
