@@ -21,13 +21,8 @@ LIMITS = {torch.float32: 3e10, torch.float64: 1e8}
 
 
 @functools.cache
-def _lines_body() -> Any:
-    return table_loops.compile_lines()
-
-
-@functools.cache
-def _corners_body() -> Any:
-    return table_loops.compile_corners()
+def _windows_body() -> Any:
+    return table_loops.compile_windows()
 
 
 @functools.cache
@@ -79,17 +74,14 @@ def _windows(p: Tensor, q: Tensor, channels_per_group: int) -> dict[str, Any]:
     h, w = p.shape[-2:]
     n = max(p.numel(), q.numel()) // (h * w)
     p, q = (side.to(torch.int64).expand(n, h, w).contiguous() for side in (p, q))
-    lines = torch.empty(n, 2, h, dtype=torch.int64)
+    corners = torch.empty(3, n, h, -(-w // BLOCK) * BLOCK, dtype=torch.int32)
+    found: dict[str, Any] = dict(zip(("tops", "bottoms", "rights"), corners, strict=True))
+    found["shares"] = torch.empty(corners.shape[1:], dtype=torch.float64)
+    found["largest"] = torch.empty(n, h, dtype=torch.float64)
+    found["lines"] = torch.empty(n, 2 * h + 1, dtype=torch.int64)
     sizes = {"samples": n, "height": h, "width": w, "per_group": channels_per_group}
-    job = job_of(JOB_FIELDS, x=p, lines=lines, **sizes)
-    threads.run(_lines_body(), job.buffer_info()[0], n)
-    ring = int((lines[:, 1] - lines[:, 0]).max()) + 1
-    shape = n, h, -(-w // BLOCK) * BLOCK
-    tops, bottoms, rights = torch.empty(3, *shape, dtype=torch.int32)
-    found = {"tops": tops, "bottoms": bottoms, "rights": rights, "lines": lines, "ring": ring}
-    found["shares"] = torch.empty(shape, dtype=torch.float64)
     job = job_of(JOB_FIELDS, x=p, grad=q, **found, **sizes)
-    threads.run(_corners_body(), job.buffer_info()[0], n)
+    threads.run(_windows_body(), job.buffer_info()[0], n)
     return found
 
 

@@ -7,8 +7,8 @@ over a part of a cell is that part of its value. All cells near a border whose w
 inside share one window, so that a map that its window covers has two or three of them.
 
 With P and Q of :mod:`lcn.kernels.cpu_loops` and c the share of a cell in a window, the backward
-sums ``c P`` and ``c Q`` first along the row, for each row of windows (``spread``), and then down the
-rows in the same way. The derivative by the window's size is that of the cells at its ends.
+sums ``c P`` and ``c Q`` first along the row, for each row of windows (``spread``), and then down
+the rows in the same way. The derivative by the window's size is that of the cells at its ends.
 
 A sliding sum keeps a trace of what has left it. Where that would cost digits, as after a NaN, the
 task only sets its flag, and plain PyTorch does its group.
@@ -255,7 +255,8 @@ def _window_sums(line, length, width, columns, f, g, start, stop, windows):
 
 @njit(**_PLAIN)
 def _moments(windows, start, stop, width, share, shift, eps, high, low, rstd, rstd_at):
-    """Mean and rstd of a row of cells. Returns the largest ratio as ``_moments_at``."""
+    """Mean and rstd of a row of cells. Returns one over the smallest sum of squares about the mean,
+    with eps for each value."""
     one = _splat(high.dtype.type(eps))
     shares, shifts = _splat(share), _splat(shift)
     most = _splat(high.dtype.type(0))
@@ -268,7 +269,8 @@ def _moments(windows, start, stop, width, share, shift, eps, high, low, rstd, rs
     for row in (high, low, own):
         _fill(row, 0, start, row[start])
         _fill(row, stop, width + LANES, row[stop - 1])
-    return np.float64(_maximum(most))
+    most = np.float64(_maximum(most))
+    return share * most * most
 
 
 @njit(**_INLINE)
@@ -287,8 +289,8 @@ def _statistics(
     """Statistics of the windows of row ``i``, given those of the row of windows before.
 
     ``state`` holds the cells at the ends of the window before, which of the two ``edges`` has the
-    values of its last row, and the largest sum of squares; the first of these is -1 at the start.
-    Returns the largest ratio as ``_moments_at``, times that sum.
+    values of its last row; the first of these is -1 at the start.
+    Returns what ``_moments`` does.
     """
     h, w = job.height, job.width
     first, last, a, b, _, _ = _ends_of(i, p, h)
@@ -311,8 +313,7 @@ def _statistics(
     start, stop = max(columns[0] - 1, 0), min(w - columns[1] + 1, w)
     _window_sums(line, q, w, columns, f, g, start, stop, windows)
     share = 1.0 / (job.per_group * p * q)
-    ratio = _moments(windows, start, stop, w, share, shift, job.eps, high, low, rstd, rstd_at)
-    return ratio
+    return _moments(windows, start, stop, w, share, shift, job.eps, high, low, rstd, rstd_at)
 
 
 @njit(**_PLAIN)

@@ -40,7 +40,6 @@ from .cpu_loops import (
     _larger,
     _load,
     _maximum,
-    _not_negative,
     _pointer,
     _prefetch,
     _rsqrt,
@@ -63,12 +62,12 @@ JOB_FIELDS = (
     # lower, and how far from them the right ones, uint32; one over their number of values, float64.
     # A line is the width rounded up to whole blocks; its last cells repeat the one before.
     *("tops_ptr", "bottoms_ptr", "rights_ptr", "shares_ptr"),
-    # int64 [1 or samples, 2, height]: the first line of a table that a row of cells or a later one
-    # needs, and the last that this or an earlier one needs.
+    # int64 [1 or samples, 2 height + 1]: the first line of a table that a row of cells or a later
+    # one needs, the last that this or an earlier one needs, and how many are kept: the ring.
     "lines_ptr",
+    "largest_ptr",  # float64 [1 or samples, height]: the largest share in a row
     "own_windows",  # 1 if there are windows for each sample
     *("samples", "channels", "height", "width", "per_group"),
-    "ring",  # lines of a table that are kept
     "planes",  # groups that a task takes
     *("eps", "limit"),
 )
@@ -226,6 +225,10 @@ def _lines(p, h, w, first, last):
     for i in range(1, h):
         last[i] = max(last[i], last[i - 1])
         first[h - 1 - i] = min(first[h - 1 - i], first[h - i])
+    ring = 0
+    for i in range(h):
+        ring = max(ring, last[i] - first[i] + 1)
+    return ring
 
 
 @njit(**_PLAIN)
@@ -255,8 +258,12 @@ def _steps_right(q, w, rights):
 
 @njit(**_PLAIN)
 def _shares(p, q, h, w, scale, shares):
+    fewest = h * w
     for j in range(w):
-        shares[j] = scale / (min(p[j], h) * min(q[j], w))
+        cells = min(p[j], h) * min(q[j], w)
+        fewest = min(fewest, cells)
+        shares[j] = scale / cells
+    return scale / fewest
 
 
 @njit(**_INLINE)
@@ -266,35 +273,15 @@ def _windows_of_row(p, q, i, h, w, ring, start, scale, tops, bottoms, rights, sh
     _upper_left(p, q, i, h, w, ring, start, line, tops)
     _lower_left(p, h, w, ring, line, tops, bottoms)
     _steps_right(q, w, rights)
-    _shares(p, q, h, w, scale, shares)
+    largest = _shares(p, q, h, w, scale, shares)
     for j in range(w, tops.size):
         tops[j], bottoms[j], rights[j] = tops[w - 1], bottoms[w - 1], rights[w - 1]
         shares[j] = shares[w - 1]
+    return largest
 
 
-def compile_lines() -> Any:
-    """``lines`` from p, int64 ``[samples, height, width]`` at ``x_ptr``."""
-
-    def body(address):
-        job = carray(address, 1, JOB)[0]
-        h, w = job.height, job.width
-        p = carray(_pointer(job.x_ptr), _MANY, np.int64)
-        lines = carray(_pointer(job.lines_ptr), _MANY, np.int64)
-        while True:
-            n = _take_task(address)
-            if n >= job.samples:
-                return
-            at = 2 * n * h
-            _lines(
-                p[n * h * w : (n + 1) * h * w], h, w, lines[at : at + h], lines[at + h : at + 2 * h]
-            )
-
-    return _compiled(body)
-
-
-def compile_corners() -> Any:
-    """The windows from p and q, int64 ``[samples, height, width]`` at ``x_ptr`` and ``grad_ptr``,
-    and their lines."""
+def compile_windows() -> Any:
+    """The windows from p and q, int64 ``[samples, height, width]`` at ``x_ptr``, ``grad_ptr``."""
 
     def body(address):
         job = carray(address, 1, JOB)[0]
@@ -306,20 +293,32 @@ def compile_corners() -> Any:
         bottoms = carray(_pointer(job.bottoms_ptr), _MANY, np.uint32)
         rights = carray(_pointer(job.rights_ptr), _MANY, np.uint32)
         shares = carray(_pointer(job.shares_ptr), _MANY, np.float64)
+        largest = carray(_pointer(job.largest_ptr), _MANY, np.float64)
         lines = carray(_pointer(job.lines_ptr), _MANY, np.int64)
         while True:
             n = _take_task(address)
             if n >= job.samples:
                 return
+            own = lines[n * (2 * h + 1) : (n + 1) * (2 * h + 1)]
+            ring = _lines(p[n * h * w : (n + 1) * h * w], h, w, own[:h], own[h : 2 * h])
+            own[2 * h] = ring
             for i in range(h):
                 of, to = (n * h + i) * w, (n * h + i) * line
-                _windows_of_row(
-                    p[of : of + w], q[of : of + w], i, h, w, job.ring, lines[2 * n * h + i],
-                    1.0 / job.per_group, tops[to : to + line], bottoms[to : to + line],
-                    rights[to : to + line], shares[to : to + line],
+                largest[n * h + i] = _windows_of_row(
+                    p[of : of + w], q[of : of + w], i, h, w, ring, own[i], 1.0 / job.per_group,
+                    tops[to : to + line], bottoms[to : to + line], rights[to : to + line],
+                    shares[to : to + line],
                 )  # fmt: skip
 
     return _compiled(body)
+
+
+@njit(**_INLINE)
+def _largest_ring(job, lines):
+    ring, size = 0, 2 * job.height + 1
+    for n in range(job.samples if job.own_windows else 1):
+        ring = max(ring, lines[(n + 1) * size - 1])
+    return ring
 
 
 # ---------------------------------------------------------------- a group's rows
@@ -357,7 +356,7 @@ def _add_values(sums, squares, at, x, base, width, shift):
 def _moments_at(total, square, share, shift, eps, high, low, rstd, at, most):
     """Mean, as ``high + low``, and rstd of eight windows from their sums.
 
-    Returns the larger of ``most`` and one over the smallest sum of squares about the mean.
+    Returns the larger of ``most`` and the largest rstd.
     """
     mean = total * share
     variance = _as(square * share - mean * mean, eps)
@@ -365,9 +364,9 @@ def _moments_at(total, square, share, shift, eps, high, low, rstd, at, most):
     top = _truncated(mean)
     _store(high, at, None, _as(top, eps))
     _store(low, at, None, _as(mean - top, eps))
-    root = _rsqrt(_not_negative(variance) + eps)
+    root = _rsqrt(_larger(eps - eps, variance) + eps)
     _store(rstd, at, None, root)
-    return _larger(most, _as(share, eps) * root * root)
+    return _larger(most, root)
 
 
 @njit(**_INLINE)
@@ -511,10 +510,10 @@ def _next_block(table, above, here, run, block):
 
 
 @njit(**_PLAIN)
-def _add_line(job, x, bases, shifts, row, table, sums, squares, line):
+def _add_line(job, x, bases, shifts, row, ring, table, sums, squares, line):
     """The line of the table below a row, from the line above it; returns where the row ends."""
     h, w = job.height, job.width
-    above, here = row % job.ring * (line + 1) * QUAD, (row + 1) % job.ring * (line + 1) * QUAD
+    above, here = row % ring * (line + 1) * QUAD, (row + 1) % ring * (line + 1) * QUAD
     end = here + w * QUAD
     _fill(table, here, here + QUAD, 0.0)
     above, here = above + QUAD, here + QUAD
@@ -615,8 +614,8 @@ def _sum_again(job, x, base, top, left, p, q, shift):
 
 @njit(**_PLAIN)
 def _statistics_again(
-    job, x, base, shift, i, first_line, tops, bottoms, rights, shares, windows_at, total, high, low,
-    rstd, at,
+    job, x, base, shift, first_line, ring, tops, bottoms, rights, shares, windows_at, total, high,
+    low, rstd, at,
 ):  # fmt: skip
     """Where digits were lost; False if a window is too large for that."""
     line = (job.width + BLOCK - 1) // BLOCK * BLOCK + 1  # cells in a line of the table
@@ -626,10 +625,10 @@ def _statistics_again(
             continue
         top, bottom, q = _corners_of(tops, bottoms, rights, k)
         q, slot, left = q // QUAD, top // QUAD // line, top // QUAD % line
-        p = (bottom // QUAD // line - slot) % job.ring
+        p = (bottom // QUAD // line - slot) % ring
         if p * q > _SMALL_WINDOW:
             return False
-        top = first_line + (slot - first_line) % job.ring
+        top = first_line + (slot - first_line) % ring
         mean, rstd[at + j] = _sum_again(job, x, base, top, left, p, q, shift)
         mean += shift
         high[at + j] = mean
@@ -642,8 +641,8 @@ def _statistics_again(
 
 @njit(**_PLAIN)
 def _statistics_of_row(
-    job, x, bases, shifts, i, lines, table, end, tops, bottoms, rights, shares, windows_at, high,
-    low, rstd, rstd_at, line, most, given_up,
+    job, x, bases, shifts, i, lines, largest, ring, table, end, tops, bottoms, rights, shares,
+    windows_at, high, low, rstd, rstd_at, line, most, given_up,
 ):  # fmt: skip
     """Mean and rstd of a row of cells; flags the groups that plain PyTorch has to do."""
     own_rstd = rstd[rstd_at : rstd_at + PLANES * line]
@@ -653,10 +652,10 @@ def _statistics_of_row(
     )  # fmt: skip
     for plane in range(PLANES):
         total = table[end + PLANES + plane]
-        if given_up[plane] or total * most[plane] <= job.limit:
+        if given_up[plane] or total * largest * most[plane] * most[plane] <= job.limit:
             continue
         given_up[plane] = not total < np.inf or not _statistics_again(
-            job, x, bases[plane], shifts[plane], i, lines[i], tops, bottoms, rights, shares,
+            job, x, bases[plane], shifts[plane], lines[i], ring, tops, bottoms, rights, shares,
             windows_at, total, high, low, own_rstd, plane * line,
         )  # fmt: skip
 
@@ -683,22 +682,23 @@ def _finish(job, bases, given_up, flags):
 
 @njit(**_PLAIN)
 def _forward_task(
-    job, x, first_plane, tops, bottoms, rights, shares, lines, weight, bias, out, flags, table,
-    sums, squares, high, low, rstd, bases, shifts, given_up, most,
+    job, x, first_plane, tops, bottoms, rights, shares, lines, largest, weight, bias, out, flags,
+    table, sums, squares, high, low, rstd, bases, shifts, given_up, most,
 ):  # fmt: skip
     h, w = job.height, job.width
     line = sums.size // PLANES
     own = _start(job, x, first_plane, bases, shifts, given_up)
-    windows, lines = own * h * line, lines[2 * own * h : 2 * (own + 1) * h]
+    windows, lines = own * h * line, lines[own * (2 * h + 1) : (own + 1) * (2 * h + 1)]
+    ring = lines[2 * h]
     _fill(table, 0, (line + 1) * QUAD, 0.0)
     done, end = 0, 0
     for i in range(h):
         while done < lines[h + i]:
-            end = _add_line(job, x, bases, shifts, done, table, sums, squares, line)
+            end = _add_line(job, x, bases, shifts, done, ring, table, sums, squares, line)
             done += 1
         _statistics_of_row(
-            job, x, bases, shifts, i, lines, table, end, tops, bottoms, rights, shares,
-            windows + i * line, high, low, rstd, 0, line, most, given_up,
+            job, x, bases, shifts, i, lines, largest[own * h + i], ring, table, end, tops, bottoms,
+            rights, shares, windows + i * line, high, low, rstd, 0, line, most, given_up,
         )  # fmt: skip
         for plane in range(PLANES):
             channel = bases[plane] // (h * w) % job.channels
@@ -723,8 +723,16 @@ def _add_to_corners(table, tops, bottoms, rights, j, terms):
 
 
 @njit(**_PLAIN)
-def _scatter(table, tops, bottoms, rights, shares, at, shifts, a, b, high, low, rstd, line):
-    """Adds what the windows of a row contribute to their corners."""
+def _scatter(
+    table, tops, bottoms, rights, shares, at, shifts, a, b, high, low, rstd, line, extremes
+):
+    """Adds what the windows of a row contribute to their corners.
+
+    ``extremes`` keeps the largest rstd of each group and minus the smallest.
+    """
+    zeros = _splat(high.dtype.type(0))
+    most_0 = most_1 = zeros
+    least_0 = least_1 = _splat(high.dtype.type(-np.inf))
     shift_0, shift_1 = _splat(shifts[0]), _splat(shifts[1])
     for j in range(0, line, BLOCK):
         k = at + j
@@ -734,6 +742,11 @@ def _scatter(table, tops, bottoms, rights, shares, at, shifts, a, b, high, low, 
         to = line + j
         first_1, second_1 = _terms_at(a, b, high, low, rstd, to, share, shift_1)
         first_3, second_3 = _terms_at(a, b, high, low, rstd, to + LANES, share_2, shift_1)
+        r_0, r_2 = _load(rstd, j, None), _load(rstd, j + LANES, None)
+        r_1, r_3 = _load(rstd, to, None), _load(rstd, to + LANES, None)
+        most_0, most_1 = _larger(_larger(most_0, r_0), r_2), _larger(_larger(most_1, r_1), r_3)
+        least_0 = _larger(_larger(least_0, zeros - r_0), zeros - r_2)
+        least_1 = _larger(_larger(least_1, zeros - r_1), zeros - r_3)
         cells = _transposed(
             (first_0, first_1, second_0, second_1, first_2, first_3, second_2, second_3)
         )
@@ -745,6 +758,8 @@ def _scatter(table, tops, bottoms, rights, shares, at, shifts, a, b, high, low, 
         _add_to_corners(table, tops, bottoms, rights, k + 5, cells[5])
         _add_to_corners(table, tops, bottoms, rights, k + 6, cells[6])
         _add_to_corners(table, tops, bottoms, rights, k + 7, cells[7])
+    for at, found in ((0, most_0), (1, least_0), (2, most_1), (3, least_1)):
+        extremes[at] = max(extremes[at], np.float64(_maximum(found)))
 
 
 @njit(**_INLINE)
@@ -802,45 +817,36 @@ def _spread_row(table, at, columns, line, firsts, seconds):
 
 
 @njit(**_PLAIN)
-def _extremes(rstd, at, width, least, most):
-    for j in range(at, at + width):
-        least, most = min(least, rstd[j]), max(most, rstd[j])
-    return least, most
-
-
-@njit(**_PLAIN)
 def _backward_task(
-    job, x, grad, first_plane, tops, bottoms, rights, shares, lines, weight, out, partial, flags,
-    table, terms, sums, squares, high, low, rstd, a, b, columns, totals, extremes, bases, shifts,
-    given_up, most,
+    job, x, grad, first_plane, tops, bottoms, rights, shares, lines, largest, weight, out, partial,
+    flags, table, terms, sums, squares, high, low, rstd, a, b, columns, totals, extremes, bases,
+    shifts, given_up, most,
 ):  # fmt: skip
     h, w = job.height, job.width
     line = sums.size // PLANES
-    per_group, ring = job.per_group, job.ring
+    per_group = job.per_group
     own = _start(job, x, first_plane, bases, shifts, given_up)
-    windows, lines = own * h * line, lines[2 * own * h : 2 * (own + 1) * h]
+    windows, lines = own * h * line, lines[own * (2 * h + 1) : (own + 1) * (2 * h + 1)]
+    ring = lines[2 * h]
     _fill(table, 0, (line + 1) * QUAD, 0.0)
     _fill(columns, 0, columns.size, 0.0)
     _fill(totals, 0, totals.size, 0.0)
     for plane in range(PLANES):
-        extremes[2 * plane], extremes[2 * plane + 1] = np.inf, 0.0
+        extremes[2 * plane], extremes[2 * plane + 1] = 0.0, -np.inf
     done, end, ready = 0, 0, 0
     for i in range(h):
         while done < lines[h + i]:
-            end = _add_line(job, x, bases, shifts, done, table, sums, squares, line)
+            end = _add_line(job, x, bases, shifts, done, ring, table, sums, squares, line)
             done += 1
         rstd_at = i % ring * PLANES * line
         _statistics_of_row(
-            job, x, bases, shifts, i, lines, table, end, tops, bottoms, rights, shares,
-            windows + i * line, high, low, rstd, rstd_at, line, most, given_up,
+            job, x, bases, shifts, i, lines, largest[own * h + i], ring, table, end, tops, bottoms,
+            rights, shares, windows + i * line, high, low, rstd, rstd_at, line, most, given_up,
         )  # fmt: skip
         _fill(a, 0, a.size, a.dtype.type(0))
         _fill(b, 0, b.size, b.dtype.type(0))
         own_rstd = rstd[rstd_at : rstd_at + PLANES * line]
         for plane in range(PLANES):
-            extremes[2 * plane], extremes[2 * plane + 1] = _extremes(
-                own_rstd, plane * line, w, extremes[2 * plane], extremes[2 * plane + 1]
-            )
             channel = bases[plane] // (h * w) % job.channels
             for c in range(per_group):
                 _add_products(
@@ -850,7 +856,7 @@ def _backward_task(
                 )  # fmt: skip
         _scatter(
             terms, tops, bottoms, rights, shares, windows + i * line, shifts, a, b, high, low,
-            own_rstd, line,
+            own_rstd, line, extremes,
         )  # fmt: skip
         # A row of cells is finished as soon as no later window begins in or above it.
         while ready < (h if i == h - 1 else lines[i + 1]):
@@ -868,7 +874,7 @@ def _backward_task(
     _fill(terms, at, at + (line + 1) * QUAD, 0.0)
     for plane in range(PLANES):
         # What windows of steep gradients add leaves its rounding everywhere else.
-        if not h * w * extremes[2 * plane + 1] < job.limit * extremes[2 * plane]:
+        if not h * w * extremes[2 * plane] < job.limit * -extremes[2 * plane + 1]:
             given_up[plane] = 1
         channel = bases[plane] // (h * w)
         n, channel, total = channel // job.channels, channel % job.channels, 0.0
@@ -914,10 +920,12 @@ def compile_forward(element: Any, working: Any) -> Any:
         rights = carray(_pointer(job.rights_ptr), _MANY, np.uint32)
         shares = carray(_pointer(job.shares_ptr), _MANY, np.float64)
         lines = carray(_pointer(job.lines_ptr), _MANY, np.int64)
+        largest = carray(_pointer(job.largest_ptr), _MANY, np.float64)
+        ring = _largest_ring(job, lines)
         flags = carray(_pointer(job.flags_ptr), _MANY, np.uint8)
         line = (job.width + BLOCK - 1) // BLOCK * BLOCK
         wide, narrow = np.empty(0, np.float64), np.empty(0, working)
-        table = _memory(job.ring * (line + 1) * QUAD)
+        table = _memory(ring * (line + 1) * QUAD)
         sums, squares = _zeros(PLANES * line, wide), _zeros(PLANES * line, wide)
         high, low = _zeros(PLANES * line, narrow), _zeros(PLANES * line, narrow)
         rstd = _zeros(PLANES * line, narrow)
@@ -928,8 +936,8 @@ def compile_forward(element: Any, working: Any) -> Any:
             if first < 0:
                 return
             _forward_task(
-                job, x, first, tops, bottoms, rights, shares, lines, weight, bias, out, flags,
-                table, sums, squares, high, low, rstd, bases, shifts, given_up, most,
+                job, x, first, tops, bottoms, rights, shares, lines, largest, weight, bias, out,
+                flags, table, sums, squares, high, low, rstd, bases, shifts, given_up, most,
             )  # fmt: skip
 
     return _compiled(body)
@@ -950,15 +958,17 @@ def compile_backward(element: Any, working: Any) -> Any:
         rights = carray(_pointer(job.rights_ptr), _MANY, np.uint32)
         shares = carray(_pointer(job.shares_ptr), _MANY, np.float64)
         lines = carray(_pointer(job.lines_ptr), _MANY, np.int64)
+        largest = carray(_pointer(job.largest_ptr), _MANY, np.float64)
+        ring = _largest_ring(job, lines)
         flags = carray(_pointer(job.flags_ptr), _MANY, np.uint8)
         line = (job.width + BLOCK - 1) // BLOCK * BLOCK
         wide, narrow = np.empty(0, np.float64), np.empty(0, working)
-        table = _memory(job.ring * (line + 1) * QUAD)
-        terms = _zeros(job.ring * (line + 1) * QUAD, wide)
+        table = _memory(ring * (line + 1) * QUAD)
+        terms = _zeros(ring * (line + 1) * QUAD, wide)
         sums, squares = _zeros(PLANES * line, wide), _zeros(PLANES * line, wide)
         high, low = _zeros(PLANES * line, narrow), _zeros(PLANES * line, narrow)
         a, b = _zeros(PLANES * line, narrow), _zeros(PLANES * line, narrow)
-        rstd = _zeros(job.ring * PLANES * line, narrow)
+        rstd = _zeros(ring * PLANES * line, narrow)
         columns, totals = _zeros(line * QUAD, wide), np.zeros(2 * PLANES * job.per_group * LANES)
         bases, shifts = np.zeros(PLANES, np.int64), np.zeros(PLANES)
         given_up, most = np.zeros(PLANES, np.uint8), np.zeros(PLANES)
@@ -968,8 +978,8 @@ def compile_backward(element: Any, working: Any) -> Any:
             if first < 0:
                 return
             _backward_task(
-                job, x, grad, first, tops, bottoms, rights, shares, lines, weight, out, partial,
-                flags, table, terms, sums, squares, high, low, rstd, a, b, columns, totals,
+                job, x, grad, first, tops, bottoms, rights, shares, lines, largest, weight, out,
+                partial, flags, table, terms, sums, squares, high, low, rstd, a, b, columns, totals,
                 extremes, bases, shifts, given_up, most,
             )  # fmt: skip
 
