@@ -20,6 +20,7 @@ import ctypes
 import functools
 import math
 import multiprocessing
+import operator
 import os
 import statistics
 import subprocess
@@ -275,9 +276,8 @@ def measure_half_precision(options: argparse.Namespace, table: Table) -> None:
     functions["real"] = layers(2, torch.tensor([window - 0.5] * 2))["lcn"]
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for backward in (False, True):
-            times = best_times(
-                functions, shape, backward, options.seconds, lambda x, dtype=dtype: x.to(dtype)
-            )
+            to_dtype = operator.methodcaller("to", dtype)
+            times = best_times(functions, shape, backward, options.seconds, to_dtype)
             table.say(
                 f"{dtype}, {'forward+backward' if backward else 'forward'}, of one window for all: "
                 f"per point {times['per point'] / times['lcn']:.2f}, "
