@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .learned import LearnedContextNorm
+
 # int64 [2, *shape of the tensor], with 1 for every dimension along which all cells are alike:
 # [0] is the first pixel and [1] minus the last, so that two dependences join as their minimum.
 Bounds = np.ndarray
@@ -36,7 +38,14 @@ CONSTANTS = frozenset(
     f"aten.{stem}_like" for stem in ("zeros", "ones", "empty", "full", "rand", "randn")
 ) | frozenset(f"aten.new_{stem}" for stem in ("zeros", "ones", "empty", "full", "empty_strided"))
 # Local Context Normalization becomes PyTorch's Group Normalization where the window covers the map.
-_NORMS = frozenset(["lcn.local_context_norm", "aten.native_group_norm"])
+_NORMS = frozenset(
+    [
+        "lcn.local_context_norm",
+        "lcn.local_context_norm_per_point",
+        "lcn.local_context_norm_real_window",
+        "aten.native_group_norm",
+    ]
+)
 
 
 class Unknown(Exception):
@@ -98,7 +107,9 @@ class Call:
     # In a second run: shapes of the results in the first, and by how much the input is larger.
     smaller: tuple[Shape, ...]
     step: int
-    # Whether a window covers the map's rows and columns, in the first run if there was one.
+    # A window's p and q, if they are known without values, and whether it covers the map's rows and
+    # columns, in the first run if there was one.
+    window: tuple[float, float] | None = None
     covers: tuple[bool, bool] = (True, True)
     # What the rule finds out, as in `Dependence`.
     period: int = 1
@@ -170,6 +181,14 @@ class Watch(TorchDispatchMode):
         self._rules, self._axis, self._smaller = rules, axis, smaller
         self._step = 0
         self._names = {module: name for name, module in model.named_modules()}
+        # The sizes that layers have learned, while there are values: the largest of their groups.
+        self._learned = {
+            self._names[module]: tuple(
+                module.real_windows().detach().clamp(min=1.0).amax(0).tolist()
+            )
+            for module in self._names
+            if isinstance(module, LearnedContextNorm) and not module.start.is_meta
+        }
         self._running: list[str] = []
         self._hooks: list[Any] = []
         # Storages written through a view: what else looks at them is not followed.
@@ -258,14 +277,25 @@ class Watch(TorchDispatchMode):
         smaller = self._in_first_run(operator, outs, sources)
         call = Call(operator, self._layer(operator), values, outs, sources, smaller, self._step)
         if operator in _NORMS:
-            if operator == "lcn.local_context_norm" and isinstance(values["p"], int):
-                rows, columns = values["p"] >= outs[0].shape[2], values["q"] >= outs[0].shape[3]
-                either = values["rule"] == "released" and (rows or columns)
+            call.window = self._window(operator, values)
+            if call.window:
+                rows, columns = (
+                    length >= size
+                    for length, size in zip(call.window, outs[0].shape[2:], strict=True)
+                )
+                either = values.get("rule") == "released" and (rows or columns)
                 call.covers = (rows or either, columns or either)
             self.covered.append(call.covers)
             if self._smaller:
                 call.covers = self._smaller.covered[len(self.covered) - 1]
         return call
+
+    def _window(self, operator: str, values: dict[str, Any]) -> tuple[float, float] | None:
+        if operator == "lcn.local_context_norm" and isinstance(values["p"], int):
+            return values["p"], values["q"]
+        if operator == "lcn.local_context_norm_real_window" and self._running:
+            return self._learned.get(self._running[-1])
+        return None
 
     def _in_first_run(
         self, operator: str, outs: list[Tensor], sources: dict[int, Dependence]

@@ -145,24 +145,31 @@ def pooling(call: Call) -> list[Bounds]:
     return [bounds]
 
 
-@rule("lcn.local_context_norm")
+@rule("lcn.local_context_norm lcn.local_context_norm_per_point lcn.local_context_norm_real_window")
 def local_context_norm(call: Call) -> list[Bounds]:
+    """A window whose size is not known before the call may be as large as the map."""
     v = call.values
     source = call.source(v["x"])
-    if source is None or not isinstance(v["p"], int):
-        raise Unknown(f"{call.name} with a window per point")
+    if source is None:
+        raise Unknown(f"{call.name} of a constant")
     [bounds] = call.contracted(source, [1])
-    for dim, window, covers in zip((2, 3), (v["p"], v["q"]), call.covers, strict=True):
-        if covers:
+    for dim, window, covers in zip((2, 3), call.window or (None, None), call.covers, strict=True):
+        size = source.shape[dim]
+        if covers or window is None:
             call.unlimited |= source.varies(dim)
             bounds = contract(bounds, [dim])
+        elif call.name == "lcn.local_context_norm_real_window":
+            bounds = read_between(bounds, dim, *real_window_limits(size, window))
         elif source.varies(dim):
-            bounds = read_between(bounds, dim, *window_limits(source.shape[dim], window, v["rule"]))
+            bounds = read_between(bounds, dim, *window_limits(size, int(window), v["rule"]))
             stride = call.stride(source, dim)
             if v["rule"] == "tiled" and stride:
-                call.period = stride.numerator * window
+                call.period = stride.numerator * int(window)
+    affine = call.whole(v["weight"], v["bias"], v.get("windows"))
+    if call.window is None:
+        affine += call.whole(v.get("p"), v.get("q"))
     # The cell itself need not be in its window (rule released, at a border).
-    return [join([source.bounds, bounds, *call.whole(v["weight"], v["bias"])])]
+    return [join([source.bounds, bounds, *affine])]
 
 
 def window_limits(size: int, window: int, rule: str) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +177,14 @@ def window_limits(size: int, window: int, rule: str) -> tuple[np.ndarray, np.nda
     with _disable_current_modes():
         start, stop = axis_bounds(size, window, rule)
         return start.numpy(), stop.numpy()
+
+
+def real_window_limits(size: int, window: float) -> tuple[np.ndarray, np.ndarray]:
+    """``start`` and ``stop`` of the cells that lie in a real window, at least in part."""
+    window = min(window, size)
+    begin = np.clip(np.arange(size) + 0.5 - 0.5 * window, 0.0, size - window)
+    begin, end = begin.round(9), (begin + window).round(9)  # sums may be off by rounding
+    return np.floor(begin).astype(np.int64), np.ceil(end).astype(np.int64)
 
 
 # Statistics and sums

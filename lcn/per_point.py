@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import operator
-from .kernels import memory_format_of
+from .kernels import direct, memory_format_of
 from .kernels.per_point_reference import local_context_norm as reference
 from .kernels.reference_kernel import gradients
 
@@ -69,7 +69,9 @@ def local_context_norm(
     """``x`` ``[N, C, H, W]`` in windows of ``p`` rows and ``q`` columns, each ``[H, W]`` or
     ``[N, H, W]``."""
     if not operator.takes_plain_torch(x, backend):
-        y: Tensor = _operator(x, weight, bias, p, q, channels_per_group, eps, backend)
+        is_direct = backend in ("auto", "cpu") and direct.is_possible(x, weight, bias, p, q)
+        call: Any = _Direct.apply if is_direct else _operator
+        y: Tensor = call(x, weight, bias, p, q, channels_per_group, eps, backend)
         return y
     is_known = not torch.compiler.is_compiling() and p.device.type != "meta"
     if is_known and not any(_has_no_values(side) for side in (p, q)):
@@ -81,8 +83,7 @@ def _has_no_values(side: Tensor) -> bool:
     return isinstance(side, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(side)
 
 
-@torch.library.custom_op("lcn::local_context_norm_per_point", mutates_args=())
-def _operator(
+def _forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -102,6 +103,9 @@ def _operator(
     return y.contiguous(memory_format=memory_format_of(x))
 
 
+_operator = torch.library.custom_op("lcn::local_context_norm_per_point", _forward, mutates_args=())
+
+
 def _has_kernel(x: Tensor, backend: str) -> bool:
     if x.device.type != "cpu" and backend == "cpu":
         raise ValueError(f"backend must be 'auto' or 'reference' on {x.device}, got 'cpu'")
@@ -115,8 +119,7 @@ def _has_kernel(x: Tensor, backend: str) -> bool:
 _operator.register_fake(operator.forward_fake)
 
 
-@torch.library.custom_op("lcn::local_context_norm_per_point_backward", mutates_args=())
-def _backward_operator(
+def _once(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -138,6 +141,9 @@ def _backward_operator(
     return dx.contiguous(memory_format=memory_format_of(x)), dweight, dbias
 
 
+_backward_operator = torch.library.custom_op(
+    "lcn::local_context_norm_per_point_backward", _once, mutates_args=()
+)
 _backward_operator.register_fake(operator.backward_fake)
 
 
@@ -158,9 +164,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if torch.is_grad_enabled() or operator.forward_mode_is_active():
         dx, dweight, dbias = _gradients(grad, x, weight, p, q, *ctx.arguments[:2])
     else:
-        dx, dweight, dbias = _backward_operator(grad, x, weight, p, q, *ctx.arguments)
+        call: Any = _once if direct.is_possible(grad, x, weight, p, q) else _backward_operator
+        dx, dweight, dbias = call(grad, x, weight, p, q, *ctx.arguments)
     needed = zip(ctx.needs_input_grad, (dx, dweight, dbias), strict=False)
     return *(d if needs else None for needs, d in needed), *[None] * 5
 
 
 _operator.register_autograd(_backward, setup_context=_setup)
+
+
+class _Direct(torch.autograd.Function):
+    """The same without the dispatcher, see :mod:`lcn.kernels.direct`."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _setup(ctx, inputs, inputs[0])
+        return _forward(*inputs)
+
+    backward = staticmethod(_backward)

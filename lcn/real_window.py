@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import operator
-from .kernels import memory_format_of
+from .kernels import direct, memory_format_of
 from .kernels.real_window_reference import local_context_norm as reference
 from .kernels.reference_kernel import gradients
 
@@ -75,12 +75,13 @@ def local_context_norm(
         windows = _Bounded.apply(windows, most)  # type: ignore[no-untyped-call]
     if operator.takes_plain_torch(x, backend):
         return reference(x, weight, bias, windows, channels_per_group, eps)
-    y: Tensor = _operator(x, weight, bias, windows, channels_per_group, eps, backend)
+    is_direct = backend in ("auto", "cpu") and direct.is_possible(x, weight, bias, windows)
+    call: Any = _Direct.apply if is_direct else _operator
+    y: Tensor = call(x, weight, bias, windows, channels_per_group, eps, backend)
     return y
 
 
-@torch.library.custom_op("lcn::local_context_norm_real_window", mutates_args=())
-def _operator(
+def _forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -98,6 +99,11 @@ def _operator(
     return y.contiguous(memory_format=memory_format_of(x))
 
 
+_operator = torch.library.custom_op(
+    "lcn::local_context_norm_real_window", _forward, mutates_args=()
+)
+
+
 def _has_kernel(x: Tensor, backend: str) -> bool:
     if backend == "gpu" or (backend == "cpu" and x.device.type != "cpu"):
         raise ValueError(
@@ -110,8 +116,7 @@ def _has_kernel(x: Tensor, backend: str) -> bool:
 _operator.register_fake(operator.forward_fake)
 
 
-@torch.library.custom_op("lcn::local_context_norm_real_window_backward", mutates_args=())
-def _backward_operator(
+def _once(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -132,6 +137,11 @@ def _backward_operator(
     dweight, dbias = (vector.to(dtype, copy=True) for vector in vectors)
     dx = dx.contiguous(memory_format=memory_format_of(x))
     return dx, dweight, dbias, of_windows.to(windows.dtype, copy=True)
+
+
+_backward_operator = torch.library.custom_op(
+    "lcn::local_context_norm_real_window_backward", _once, mutates_args=()
+)
 
 
 @_backward_operator.register_fake
@@ -158,9 +168,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if torch.is_grad_enabled() or operator.forward_mode_is_active():
         found = _gradients(grad, x, weight, windows, *ctx.arguments[:2])
     else:
-        found = _backward_operator(grad, x, weight, windows, *ctx.arguments)
+        call: Any = _once if direct.is_possible(grad, x, weight, windows) else _backward_operator
+        found = call(grad, x, weight, windows, *ctx.arguments)
     needed = zip(ctx.needs_input_grad, found, strict=False)
     return *(d if needs else None for needs, d in needed), None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup)
+
+
+class _Direct(torch.autograd.Function):
+    """The same without the dispatcher, see :mod:`lcn.kernels.direct`."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _setup(ctx, inputs, inputs[0])
+        return _forward(*inputs)
+
+    backward = staticmethod(_backward)

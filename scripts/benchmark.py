@@ -20,6 +20,7 @@ import ctypes
 import functools
 import math
 import multiprocessing
+import operator
 import os
 import statistics
 import subprocess
@@ -124,7 +125,7 @@ def algorithm1(
     return normed * weight.reshape(1, c, 1, 1) + bias.reshape(1, c, 1, 1)
 
 
-def layers(c_group: int, window: int | str | tuple[Tensor, ...]) -> dict[str, Function]:
+def layers(c_group: int, window: int | str | Tensor | tuple[Tensor, ...]) -> dict[str, Function]:
     return {
         "gn": lambda x, weight, bias: F.group_norm(x, x.shape[1] // c_group, weight, bias),
         "lcn": lambda x, weight, bias: local_context_norm(
@@ -263,6 +264,25 @@ def measure_per_point(options: argparse.Namespace, table: Table) -> None:
             f"a window per point, {name}: geometric mean {mean:.2f}, worst {max(found):.2f} of "
             "the time of one window for all"
         )
+    measure_half_precision(options, table)
+
+
+def measure_half_precision(options: argparse.Namespace, table: Table) -> None:
+    """Windows per point and real windows beside one window for all, on one map of each dtype."""
+    shape, window = (1, 32, 64, 128), 31
+    functions = layers(2, window)
+    per_point = tuple(torch.randint(1, 2 * window, shape[2:]) for _ in range(2))
+    functions["per point"] = layers(2, per_point)["lcn"]
+    functions["real"] = layers(2, torch.tensor([window - 0.5] * 2))["lcn"]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for backward in (False, True):
+            to_dtype = operator.methodcaller("to", dtype)
+            times = best_times(functions, shape, backward, options.seconds, to_dtype)
+            table.say(
+                f"{dtype}, {'forward+backward' if backward else 'forward'}, of one window for all: "
+                f"per point {times['per point'] / times['lcn']:.2f}, "
+                f"real {times['real'] / times['lcn']:.2f}"
+            )
 
 
 def measure_algorithm1(options: argparse.Namespace, table: Table) -> None:

@@ -2,6 +2,12 @@
 
 import copy
 import math
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +18,7 @@ from torch.func import jvp
 from lcn import LearnedContextNorm, LocalContextNorm, audit, build_norm, convert_norm
 from lcn.functional import local_context_norm
 
+ROOT = Path(__file__).resolve().parent.parent
 EPS = 1e-2
 BACKENDS = ("reference", "cpu")
 
@@ -230,3 +237,63 @@ def test_convert_and_audit_know_it():
 def test_wrong_windows_are_named(window, message):
     with pytest.raises(ValueError, match=message):
         local_context_norm(torch.randn(1, 4, 5, 6), channels_per_group=2, window=window)
+
+
+DDP = """
+    import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
+    from torch import nn
+    from lcn import LearnedContextNorm
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), LearnedContextNorm(4, 2, (5, 7)))
+
+    def gradients_of(model, data):
+        model.zero_grad()
+        (model(data) * torch.linspace(-1, 1, 18)).square().mean().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    def work(rank, port):
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+        torch.set_num_threads(1)
+        data = torch.randn(3, 2, 2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+        model, alone = nn.parallel.DistributedDataParallel(network()), network()
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.3) for m in (model, alone)]
+        for step in range(3):
+            ours = gradients_of(model, data[step, rank])
+            parts = [gradients_of(alone, part) for part in data[step]]
+            for gradient, one, other in zip(ours, *parts):
+                torch.testing.assert_close(gradient, (one + other) / 2)
+            for p, gradient in zip(alone.parameters(), ours):
+                p.grad = gradient
+            for optimizer in optimizers:
+                optimizer.step()
+        norm = model.module[1]
+        assert norm.log_growth.abs().min() > 0, "windows stayed as they were"
+        windows = norm.real_windows().detach()
+        both = [torch.empty_like(windows) for _ in range(2)]
+        dist.all_gather(both, windows)
+        assert torch.equal(*both), both
+        dist.destroy_process_group()
+
+    if __name__ == "__main__":
+        mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="fork")
+        print("equal windows")
+"""
+
+
+def test_two_ddp_processes_average_the_windows_gradients_and_keep_equal_windows(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = tmp_path / "ddp.py"
+    script.write_text(textwrap.dedent(DDP))
+    done = subprocess.run(
+        [sys.executable, script, port],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == "equal windows", done.stderr[-3000:]

@@ -214,7 +214,7 @@ def test_a_map_without_a_batch_and_other_layouts():
     assert layer(2, window)(x[:0], weight, bias).shape == (0, 4, 7, 6)
 
 
-def test_reach_is_unknown_where_windows_are_computed():
+def test_reach_is_unlimited_where_windows_are_computed():
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
@@ -224,7 +224,8 @@ def test_reach_is_unknown_where_windows_are_computed():
             side = torch.full(x.shape[2:], 3)
             return self.norm(x, window=(side, side))
 
-    assert audit(Network(), (1, 4, 16, 16)).network.unknown
+    found = audit(Network(), (1, 4, 16, 16)).network
+    assert (found.reach, found.unlimited_by, found.unknown) == ((math.inf,) * 2, ("norm",), ())
 
 
 LARGE = torch.ones(5, 6, dtype=torch.int64)

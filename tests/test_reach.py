@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lcn import (
+    LearnedContextNorm,
     LocalContextNorm,
     ReleasedLocalContextNorm,
     TiledLocalContextNorm,
@@ -16,6 +17,7 @@ from lcn import (
 )
 from lcn.batch_renorm import BatchRenorm2d
 from lcn.fake_run import FakeModel
+from lcn.functional import local_context_norm
 from lcn.reach import follow
 from lcn.siblings import LocalContrastNorm, LocalResponseNorm, PositionalNorm
 
@@ -60,6 +62,19 @@ def attention_in_windows(x):
 def channels_last_block(x):
     y = F.layer_norm(x.permute(0, 2, 3, 1), (CHANNELS,))
     return x + F.gelu(F.linear(y, torch.ones(CHANNELS, CHANNELS).double())).permute(0, 3, 1, 2)
+
+
+def learned_by_group():
+    """Windows that have changed since their start; the second group's is larger."""
+    norm = LearnedContextNorm(CHANNELS, 2, 3, window_per_group=True)
+    norm.log_growth.data[0] = -0.4
+    norm.log_growth.data[1] = 0.6
+    return norm
+
+
+def in_windows_of_the_map(x):
+    window = tuple(torch.full(x.shape[2:], side) for side in x.shape[2:])
+    return local_context_norm(x, channels_per_group=2, window=window)
 
 
 LAYERS = {
@@ -110,6 +125,10 @@ LAYERS = {
     "lcn released": lambda: ReleasedLocalContextNorm(CHANNELS, 2, (4, 5)),
     "lcn released covers one axis": lambda: ReleasedLocalContextNorm(CHANNELS, 2, (12, 5)),
     "lcn tiled": lambda: TiledLocalContextNorm(CHANNELS, 2, (5, 4)),
+    "lcn learned": lambda: LearnedContextNorm(CHANNELS, 2, (3.3, 4.0)),
+    "lcn learned covers one axis": lambda: LearnedContextNorm(CHANNELS, 2, (2.7, 9.5)),
+    "lcn learned by group": lambda: learned_by_group(),
+    "lcn window per point": lambda: Function(in_windows_of_the_map),
     "gn": lambda: nn.GroupNorm(2, CHANNELS),
     "bn": lambda: nn.BatchNorm2d(CHANNELS),
     "bn of the batch": lambda: nn.BatchNorm2d(CHANNELS, track_running_stats=False),
@@ -172,6 +191,16 @@ def test_layers_that_see_the_whole_map_are_named():
     assert "unlimited by: 1, 3.0, 4.avgpool" in str(found)
     assert audit(model[3], (CHANNELS, 32, 32)).reach == (math.inf, 4)
     assert audit(model[3], (CHANNELS, 48, 48)).reach == (39, 4)
+
+
+def test_a_learned_window_reaches_as_far_as_it_has_grown():
+    model = nn.Sequential(LearnedContextNorm(CHANNELS, 2, 5), conv(3, padding=1))
+    assert audit(model, (CHANNELS, 32, 32)).reach == (4, 4)
+    model[0].log_growth.data[0] = torch.tensor([7.5 / 5, 29.5 / 5]).log()
+    assert audit(model, (CHANNELS, 32, 64)).reach == (7, 29)
+    covered = audit(model, (CHANNELS, 32, 29))
+    assert covered.reach == (7, math.inf)
+    assert covered.network.unlimited_by == ("0",)
 
 
 def test_total_stride():

@@ -28,14 +28,12 @@ def _plain_keys() -> tuple[int, int]:
 _PLAIN, _PLAIN_INFERENCE = _plain_keys()
 
 
-def is_possible(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether nothing but the values matters to the call."""
+def is_possible(*tensors: Tensor | None) -> bool:
+    """Whether nothing but the values matters to a call with these tensors."""
     if torch.compiler.is_compiling():
         return False
     return (
-        _is_plain(x)
-        and (weight is None or _is_plain(weight))
-        and (bias is None or _is_plain(bias))
+        all(tensor is None or _is_plain(tensor) for tensor in tensors)
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -95,7 +93,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_possible(grad, None, None):
+        if torch.is_grad_enabled() or not is_possible(grad):
             operator = torch.ops.lcn.local_context_norm_backward.default
             gradients = operator(grad, x, weight, *ctx.arguments)
         else:

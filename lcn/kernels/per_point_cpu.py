@@ -1,7 +1,7 @@
 """A window per point on a CPU: describes the job, hands it to the compiled loops.
 
-Half precision is converted to float32 and back. Planes that the loops give up on, because digits
-would be lost (see :mod:`lcn.kernels.table_loops`), are done by the reference.
+Planes that the loops give up on, because digits would be lost (see
+:mod:`lcn.kernels.table_loops`), are done by the reference.
 """
 
 import functools
@@ -9,31 +9,30 @@ import struct
 from array import array
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from . import huge_pages, per_point_reference, table_loops, threads
-from .table_loops import JOB_FIELDS
+from . import cpu, huge_pages, memory_format_of, per_point_reference, table_loops, threads
+from .cpu import _ELEMENTS as ELEMENTS  # as stored for Numba, and the precision to work in
+from .table_loops import BLOCK, JOB_FIELDS, PLANES
 
 # The whole sum of squares over that of a window, beyond which rounding would show.
 LIMITS = {torch.float32: 3e10, torch.float64: 1e8}
-ELEMENTS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @functools.cache
-def _corners_body() -> Any:
-    return table_loops.compile_corners()
+def _windows_body() -> Any:
+    return table_loops.compile_windows()
 
 
 @functools.cache
 def _forward_body(dtype: torch.dtype) -> Any:
-    return table_loops.compile_forward(ELEMENTS[dtype])
+    return table_loops.compile_forward(*ELEMENTS[dtype][:2])
 
 
 @functools.cache
 def _backward_body(dtype: torch.dtype) -> Any:
-    return table_loops.compile_backward(ELEMENTS[dtype])
+    return table_loops.compile_backward(*ELEMENTS[dtype][:2])
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -47,39 +46,64 @@ def vector(given: Tensor | None, x: Tensor, default: float) -> Tensor:
     return given.detach().to(working_dtype(x)).contiguous()
 
 
-def _corners(p: Tensor, q: Tensor) -> Tensor:
-    """``[1 or N, H, W, 3]`` in uint32 (as int32): upper left corner in the table, p, q."""
+def contiguous(x: Tensor) -> Tensor:
+    """``x`` in NCHW."""
+    return x if x.is_contiguous() else cpu._rows_contiguous(x).contiguous()
+
+
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """A contiguous ``y`` in the memory format of ``x``."""
+    return cpu._in_memory_format(y, memory_format_of(x))
+
+
+def job_of(fields: tuple[str, ...], **given: Any) -> "array[int]":
+    """A job from its fields: tensors by their name without ``_ptr``, and numbers."""
+    job = array("q", bytes(8 * len(fields)))
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            job[fields.index(f"{name}_ptr")] = value.data_ptr()
+        elif isinstance(value, float):
+            struct.pack_into("d", job, 8 * fields.index(name), value)
+        else:
+            job[fields.index(name)] = value
+    return job
+
+
+def _windows(p: Tensor, q: Tensor, channels_per_group: int) -> dict[str, Any]:
+    """The windows as the job has them."""
     h, w = p.shape[-2:]
-    samples = max(p.numel(), q.numel()) // (h * w)
-    p, q = (side.to(torch.int64).expand(samples, h, w).contiguous() for side in (p, q))
-    corners = torch.empty(samples, h, w, 3, dtype=torch.int32)
-    fields = {"x_ptr": p.data_ptr(), "grad_ptr": q.data_ptr(), "windows_ptr": corners.data_ptr()}
-    fields |= {"samples": samples, "height": h, "width": w}
-    job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
-    threads.run(_corners_body(), job.buffer_info()[0], samples)
-    return corners
+    n = max(p.numel(), q.numel()) // (h * w)
+    p, q = (side.to(torch.int64).expand(n, h, w).contiguous() for side in (p, q))
+    corners = torch.empty(3, n, h, -(-w // BLOCK) * BLOCK, dtype=torch.int32)
+    found: dict[str, Any] = dict(zip(("tops", "bottoms", "rights"), corners, strict=True))
+    found["shares"] = torch.empty(corners.shape[1:], dtype=torch.float64)
+    found["largest"] = torch.empty(n, h, dtype=torch.float64)
+    found["lines"] = torch.empty(n, 2 * h + 1, dtype=torch.int64)
+    sizes = {"samples": n, "height": h, "width": w, "per_group": channels_per_group}
+    job = job_of(JOB_FIELDS, x=p, grad=q, **found, **sizes)
+    threads.run(_windows_body(), job.buffer_info()[0], n)
+    return found
 
 
 def run(
-    body: Any, x: Tensor, windows: Tensor, channels_per_group: int, eps: float, **given: Tensor
+    body: Any, x: Tensor, p: Tensor, q: Tensor, channels_per_group: int, eps: float, **given: Tensor
 ) -> Tensor:
-    """Runs loops on a job (`JOB_FIELDS`); returns which of the planes ``[N * G]`` they gave up on.
+    """Runs loops on a job; returns which of the planes ``[N * G]`` they gave up on.
 
     Args:
-        windows: as the job has them; more than one if its first dimension is not 1.
         given: tensors by the name of their field, without ``_ptr``.
     """
     n, c, h, w = x.shape
-    tasks = n * (c // channels_per_group)
-    flags = torch.zeros(tasks, dtype=torch.uint8)
-    given |= {"x": x, "windows": windows, "flags": flags}
-    fields = {f"{name}_ptr": tensor.data_ptr() for name, tensor in given.items()}
-    fields |= {"samples": n, "channels": c, "height": h, "width": w}
-    fields |= {"per_group": channels_per_group, "own_windows": int(windows.shape[0] > 1)}
-    job = array("q", [fields.get(name, 0) for name in JOB_FIELDS])
-    for name, value in (("eps", eps), ("limit", LIMITS[x.dtype])):
-        struct.pack_into("d", job, 8 * JOB_FIELDS.index(name), value)
-    threads.run(body, job.buffer_info()[0], tasks)
+    planes = n * (c // channels_per_group)
+    flags = torch.zeros(planes, dtype=torch.uint8)
+    windows = _windows(p, q, channels_per_group)
+    per_task = min(PLANES, max(planes // torch.get_num_threads(), 1))
+    job = job_of(
+        JOB_FIELDS, x=x, flags=flags, own_windows=int(windows["shares"].shape[0] > 1), samples=n,
+        channels=c, height=h, width=w, per_group=channels_per_group, planes=per_task, eps=eps,
+        limit=LIMITS[working_dtype(x)], **windows, **given,
+    )  # fmt: skip
+    threads.run(body, job.buffer_info()[0], planes)
     return flags.nonzero()[:, 0]
 
 
@@ -101,32 +125,25 @@ def forward(
     eps: float,
 ) -> Tensor:
     """See :func:`lcn.functional.local_context_norm`."""
-    values = x.to(working_dtype(x)).contiguous()
+    values = contiguous(x)
     weight, bias = vector(weight, x, 1.0), vector(bias, x, 0.0)
     out = huge_pages.empty_like(values, torch.contiguous_format)
     if not x.numel():
-        return out.to(x.dtype)
-    corners = _corners(p, q)
+        return in_format_of(x, out)
     given_up = run(
-        _forward_body(values.dtype), values, corners, channels_per_group, eps,
+        _forward_body(x.dtype), values, p, q, channels_per_group, eps,
         weight=weight, bias=bias, out=out,
     )  # fmt: skip
     if len(given_up):
         groups = x.shape[1] // channels_per_group
-        normed = _normalized(values, p, q, channels_per_group, eps, given_up)
+        normed = per_point_reference.local_context_norm(
+            planes_of(values, channels_per_group)[given_up].to(weight.dtype), None, None,
+            _of_planes(p, given_up, groups), _of_planes(q, given_up, groups), channels_per_group,
+            eps,
+        )  # fmt: skip
         scale, offset = (v.reshape(groups, -1, 1, 1)[given_up % groups] for v in (weight, bias))
-        planes_of(out, channels_per_group)[given_up] = normed * scale + offset
-    return out.to(x.dtype)
-
-
-def _normalized(
-    x: Tensor, p: Tensor, q: Tensor, channels_per_group: int, eps: float, which: Tensor
-) -> Tensor:
-    groups = x.shape[1] // channels_per_group
-    return per_point_reference.local_context_norm(
-        planes_of(x, channels_per_group)[which], None, None,
-        _of_planes(p, which, groups), _of_planes(q, which, groups), channels_per_group, eps,
-    )  # fmt: skip
+        planes_of(out, channels_per_group)[given_up] = (normed * scale + offset).to(x.dtype)
+    return in_format_of(x, out)
 
 
 def backward(
@@ -139,17 +156,15 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias (these two float64 ``[C]``)."""
-    dtype = working_dtype(x)
-    values, grad = x.to(dtype).contiguous(), grad.to(dtype).contiguous()
+    values, grad = contiguous(x), contiguous(grad.to(x.dtype))
     weight = vector(weight, x, 1.0)
     n, c = x.shape[:2]
     out = huge_pages.empty_like(values, torch.contiguous_format)
     partial = torch.zeros(n, 2, c, dtype=torch.float64)
     if not x.numel():
-        return out.to(x.dtype), partial.sum(dim=0)[0], partial.sum(dim=0)[1]
-    corners = _corners(p, q)
+        return in_format_of(x, out), partial.sum(dim=0)[0], partial.sum(dim=0)[1]
     given_up = run(
-        _backward_body(dtype), values, corners, channels_per_group, eps,
+        _backward_body(x.dtype), values, p, q, channels_per_group, eps,
         weight=weight, grad=grad, out=out, partial=partial,
     )  # fmt: skip
     if len(given_up):
@@ -165,9 +180,9 @@ def backward(
 
         planes = planes_of(values, channels_per_group)[given_up].double()
         normed, vjp = torch.func.vjp(normalize, planes)[:2]
-        planes_of(out, channels_per_group)[given_up] = vjp(of_planes * scale)[0].to(dtype)
+        planes_of(out, channels_per_group)[given_up] = vjp(of_planes * scale)[0].to(x.dtype)
         sums = torch.stack(((of_planes * normed).sum((2, 3)), of_planes.sum((2, 3))), dim=1)
         by_plane = partial.reshape(n, 2, groups, -1)
         by_plane[given_up // groups, :, given_up % groups] = sums
     total = partial.sum(dim=0)
-    return out.to(x.dtype), total[0], total[1]
+    return in_format_of(x, out), total[0], total[1]

@@ -6,18 +6,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import huge_pages, real_window_loops, real_window_reference
-from .per_point_cpu import ELEMENTS, planes_of, run, vector, working_dtype
+from . import huge_pages, real_window_loops, real_window_reference, threads
+from .per_point_cpu import (
+    ELEMENTS,
+    LIMITS,
+    contiguous,
+    in_format_of,
+    job_of,
+    planes_of,
+    vector,
+    working_dtype,
+)
+from .real_window_loops import JOB_FIELDS
 
 
 @functools.cache
 def _forward_body(dtype: torch.dtype) -> Any:
-    return real_window_loops.compile_forward(ELEMENTS[dtype])
+    return real_window_loops.compile_forward(*ELEMENTS[dtype][:2])
 
 
 @functools.cache
 def _backward_body(dtype: torch.dtype) -> Any:
-    return real_window_loops.compile_backward(ELEMENTS[dtype])
+    return real_window_loops.compile_backward(*ELEMENTS[dtype][:2])
+
+
+def _run(
+    body: Any,
+    x: Tensor,
+    windows: Tensor,
+    channels_per_group: int,
+    eps: float,
+    **given: Tensor,
+) -> Tensor:
+    """Runs loops on a job; returns which of the planes ``[N * G]`` they gave up on.
+
+    Args:
+        given: tensors by the name of their field, without ``_ptr``.
+    """
+    n, c, h, w = x.shape
+    planes = n * (c // channels_per_group)
+    flags = torch.zeros(planes, dtype=torch.uint8)
+    job = job_of(
+        JOB_FIELDS, x=x, windows=windows, flags=flags, own_windows=int(windows.shape[0] > 1),
+        samples=n, channels=c, height=h, width=w, per_group=channels_per_group, eps=eps,
+        limit=LIMITS[working_dtype(x)], slots=min(h, int(windows[:, 0].max()) + 4), **given,
+    )  # fmt: skip
+    threads.run(body, job.buffer_info()[0], planes)
+    return flags.nonzero()[:, 0]
 
 
 def forward(
@@ -29,24 +64,25 @@ def forward(
     eps: float,
 ) -> Tensor:
     """``windows`` float64 ``[1 or G, 2]``, from 1 to the map's size."""
-    values = x.to(working_dtype(x)).contiguous()
+    values = contiguous(x)
     weight, bias = vector(weight, x, 1.0), vector(bias, x, 0.0)
     out = huge_pages.empty_like(values, torch.contiguous_format)
     if not x.numel():
-        return out.to(x.dtype)
+        return in_format_of(x, out)
     windows = windows.contiguous()
-    given_up = run(
-        _forward_body(values.dtype), values, windows, channels_per_group, eps,
+    given_up = _run(
+        _forward_body(x.dtype), values, windows, channels_per_group, eps,
         weight=weight, bias=bias, out=out,
     )  # fmt: skip
     groups = x.shape[1] // channels_per_group
     for plane in given_up.tolist():
         own = slice(plane % groups * channels_per_group, (plane % groups + 1) * channels_per_group)
-        planes_of(out, channels_per_group)[plane] = real_window_reference.local_context_norm(
-            planes_of(values, channels_per_group)[plane][None], weight[own], bias[own],
-            _of_group(windows, plane % groups), channels_per_group, eps,
-        )[0]  # fmt: skip
-    return out.to(x.dtype)
+        normed = real_window_reference.local_context_norm(
+            planes_of(values, channels_per_group)[plane][None].to(weight.dtype), weight[own],
+            bias[own], _of_group(windows, plane % groups), channels_per_group, eps,
+        )  # fmt: skip
+        planes_of(out, channels_per_group)[plane] = normed[0].to(x.dtype)
+    return in_format_of(x, out)
 
 
 def _of_group(windows: Tensor, group: int) -> Tensor:
@@ -62,8 +98,7 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of input, weight, bias and windows (these float64)."""
-    dtype = working_dtype(x)
-    values, grad = x.to(dtype).contiguous(), grad.to(dtype).contiguous()
+    values, grad = contiguous(x), contiguous(grad.to(x.dtype))
     weight, windows = vector(weight, x, 1.0), windows.contiguous()
     n, c = x.shape[:2]
     groups = c // channels_per_group
@@ -71,8 +106,8 @@ def backward(
     partial = torch.zeros(n, 2, c, dtype=torch.float64)
     of_windows = torch.zeros(n, groups, 2, dtype=torch.float64)
     if x.numel():
-        given_up = run(
-            _backward_body(dtype), values, windows, channels_per_group, eps,
+        given_up = _run(
+            _backward_body(x.dtype), values, windows, channels_per_group, eps,
             weight=weight, grad=grad, out=out, partial=partial, window_grads=of_windows,
         )  # fmt: skip
         for plane in given_up.tolist():
@@ -84,15 +119,16 @@ def backward(
                     x, weight, bias, windows, channels_per_group, eps
                 )
 
-            inputs = (planes_of(values, channels_per_group)[plane][None], weight[own].double())
+            planes = planes_of(values, channels_per_group)[plane][None].to(weight.dtype)
+            inputs = planes, weight[own].double()
             zeros = torch.zeros_like(inputs[1])
             vjp = torch.func.vjp(normalize, *inputs, zeros, _of_group(windows, g))[1]
-            found = vjp(planes_of(grad, channels_per_group)[plane][None])
-            planes_of(out, channels_per_group)[plane] = found[0][0]
+            found = vjp(planes_of(grad, channels_per_group)[plane][None].to(weight.dtype))
+            planes_of(out, channels_per_group)[plane] = found[0][0].to(x.dtype)
             partial[plane // groups, 0, own], partial[plane // groups, 1, own] = found[1:3]
             of_windows[plane // groups, g] = found[3][0]
     total = partial.sum(dim=0)
     window_grad = of_windows.sum(dim=0)
     if windows.shape[0] == 1:
         window_grad = window_grad.sum(dim=0, keepdim=True)
-    return out.to(x.dtype), total[0], total[1], window_grad
+    return in_format_of(x, out), total[0], total[1], window_grad
