@@ -37,11 +37,11 @@ from .cpu_loops import (
     _STORED,
     FINISH,
     FOLD,
-    JOB,
     LANES,
     WHOLE,
     Vector,
     _as,
+    _at_least,
     _band_start,
     _cast,
     _compiled,
@@ -50,10 +50,10 @@ from .cpu_loops import (
     _encoded,
     _fill,
     _first_row_of,
+    _job_at,
     _larger,
     _load,
     _maximum,
-    _not_negative,
     _pointer,
     _prefetch,
     _rsqrt,
@@ -373,7 +373,7 @@ def _moments(total, square, scale, shift, one, eps):
     variance = _as(mean_square - mean * mean, one)
     mean = mean + shift
     top = _truncated(mean)
-    root = _rsqrt(_not_negative(variance) + eps)
+    root = _rsqrt(_at_least(variance + eps, eps))
     return mean_square, _as(top, one), _as(mean - top, one), root
 
 
@@ -876,7 +876,7 @@ def compile_forward(element: Any, working: Any, planes: int) -> Any:
     kind = (0,) * planes
 
     def body(address):
-        job = carray(address, 1, JOB)[0]
+        job = _job_at(address)
         x = carray(_pointer(job.x_ptr), _MANY, element)
         out = carray(_pointer(job.out_ptr), _MANY, element)
         weight = carray(_pointer(job.weight_ptr), job.channels, working)
@@ -912,7 +912,7 @@ def compile_backward(element: Any, working: Any, planes: int) -> Any:
     kind = (0,) * planes
 
     def body(address):
-        job = carray(address, 1, JOB)[0]
+        job = _job_at(address)
         x = carray(_pointer(job.x_ptr), _MANY, element)
         grad = carray(_pointer(job.grad_ptr), _MANY, element)
         out = carray(_pointer(job.out_ptr), _MANY, element)

@@ -21,6 +21,7 @@ or how many of them are left at the end of the row. Row buffers have room for wh
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
+import collections
 import functools
 import hashlib
 import operator
@@ -34,7 +35,7 @@ from numba.core import cgutils, config
 from numba.core.options import DefaultOptions
 from numba.extending import intrinsic, models, overload, register_model
 
-# What a task reads; fields that end in _ptr are addresses.
+# What a task reads, eight bytes each; fields that end in _ptr are addresses.
 JOB_FIELDS = (
     "next_task",
     *("x_ptr", "grad_ptr", "out_ptr", "weight_ptr", "bias_ptr", "partial_ptr", "planes_ptr"),
@@ -44,7 +45,10 @@ JOB_FIELDS = (
     *("row_count", "row_size", "row_step", "col_count", "col_size", "offset"),
     "eps",
 )
-JOB = np.dtype([(name, np.float64 if name == "eps" else np.int64) for name in JOB_FIELDS])
+_Job = collections.namedtuple("_Job", JOB_FIELDS)  # type: ignore[misc]
+_JOB = types.NamedTuple(
+    [types.float64 if name == "eps" else types.int64 for name in JOB_FIELDS], _Job
+)
 
 LANES = 8
 # Numba compiles for this processor, unless its environment names another.
@@ -221,11 +225,6 @@ def _itself(vector):
     return vector
 
 
-def _without_negatives(builder, value):
-    zero = ir.Constant(value.type, None)
-    return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
-
-
 def _reciprocal_root(builder, value):
     """``1 / sqrt(value)``. Root and division take as long as all else that a window needs, so where
     the processor has an estimate of 14 bits, that and a step of Newton's, which is as exact."""
@@ -286,7 +285,6 @@ _maximum = _vector_intrinsic(lambda vector: vector.element, _maximum_of_lanes)
 # Vectors to vectors.
 _wide = _vector_intrinsic(lambda _: Vector(types.float64), lambda b, v: _cast(b, v, _DOUBLE))
 _rsqrt = _vector_intrinsic(_itself, _reciprocal_root)
-_not_negative = _vector_intrinsic(_itself, _without_negatives)
 
 
 @intrinsic
@@ -297,6 +295,16 @@ def _larger(typing_context, a, b):
         return _larger_of(builder, *args)
 
     return a(a, b), codegen
+
+
+@intrinsic
+def _at_least(typing_context, value, least):
+    """``value``, unless ``least`` is larger; a NaN in ``value`` stays one."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", *args), args[1], args[0])
+
+    return value(value, least), codegen
 
 
 @intrinsic
@@ -460,6 +468,20 @@ def _pointer(typing_context, address):
 
 
 @intrinsic
+def _job_at(typing_context, address):
+    """The job as values: fields in memory would be read again after every store."""
+
+    def codegen(context, builder, signature, args):
+        values = []
+        for i, field in enumerate(_JOB):
+            pointer = builder.bitcast(args[0], context.get_value_type(field).as_pointer())
+            values.append(builder.load(builder.gep(pointer, [ir.Constant(_I64, i)])))
+        return context.make_tuple(builder, _JOB, values)
+
+    return _JOB(types.voidptr), codegen
+
+
+@intrinsic
 def _take_task(typing_context, job_address):
     """The next task number; atomic. ``next_task`` is the first field of the job."""
 
@@ -514,7 +536,7 @@ def _shift_of(job, x, base):
     return shift if abs(shift) < np.inf else 0.0
 
 
-@njit(**_PLAIN)
+@njit(**_INLINE)
 def _first_row_of(k, job):
     """First output row that uses the row ``k`` of windows; ``k = row_count`` gives the height."""
     if k == 0:
@@ -524,7 +546,7 @@ def _first_row_of(k, job):
     return k * job.row_step if job.tiled else k + job.row_size // 2
 
 
-@njit(**_PLAIN)
+@njit(**_INLINE)
 def _window_row_of(i, job):
     """The row of windows that output row ``i`` uses."""
     if job.tiled:
@@ -532,7 +554,7 @@ def _window_row_of(i, job):
     return min(max(i - job.row_size // 2, 0), job.row_count - 1)
 
 
-@njit(**_PLAIN)
+@njit(**_INLINE)
 def _band_start(band, job):
     """First output row of a band; ``band = bands`` gives the height."""
     return job.height * band // job.bands
@@ -586,23 +608,47 @@ def _exchange_row_at(sums, squares, x, new, old, twice, j, cells):
 
 
 @njit(**_INLINE)
+def _exchange_two_rows_at(sums, squares, x, new, old, step, twice, j, cells):
+    """The same for two channels, ``step`` apart."""
+    a, b = _wide(_load(x, new + j, cells)), _wide(_load(x, old + j, cells))
+    change = a - b
+    square = change * (a + b - twice)
+    a, b = _wide(_load(x, new + step + j, cells)), _wide(_load(x, old + step + j, cells))
+    other = a - b
+    square = square + other * (a + b - twice)
+    _store(sums, _LEFT + j, None, _load(sums, _LEFT + j, None) + (change + other))
+    _store(squares, _LEFT + j, None, _load(squares, _LEFT + j, None) + square)
+
+
+@njit(**_INLINE)
 def _next_window_row(sums, squares, x, base, start, stop, job, shift):
     """Column sums of the rows ``start .. stop - 1``, given those of ``start - 1 .. stop - 2``.
 
     Row ``stop - 1`` enters and row ``start - 1`` leaves. With the new value a and the old value b
-    the squares change by ``(a - b) * (a + b)``.
+    the squares change by ``(a - b) * (a + b)``. Channels are taken in twos, so that the sums are
+    loaded and stored half as often.
     """
-    width, twice = job.width, _splat(2.0 * shift)
+    width, twice, step = job.width, _splat(2.0 * shift), job.x_c
     whole = width - width % LANES
-    for c in range(job.per_group):
-        old = base + c * job.x_c + (start - 1) * job.x_h
-        new = base + c * job.x_c + (stop - 1) * job.x_h
+    old = base + (start - 1) * job.x_h
+    new = base + (stop - 1) * job.x_h
+    if job.per_group % 2:
         ahead = new + _AHEAD * job.x_h
         for j in range(0, whole, LANES):
             _prefetch(x, ahead + j)
             _exchange_row_at(sums, squares, x, new, old, twice, j, None)
         if whole < width:
             _exchange_row_at(sums, squares, x, new, old, twice, whole, width - whole)
+        new, old = new + step, old + step
+    for _ in range(job.per_group // 2):
+        ahead = new + _AHEAD * job.x_h
+        for j in range(0, whole, LANES):
+            _prefetch(x, ahead + j)
+            _prefetch(x, ahead + step + j)
+            _exchange_two_rows_at(sums, squares, x, new, old, step, twice, j, None)
+        if whole < width:
+            _exchange_two_rows_at(sums, squares, x, new, old, step, twice, whole, width - whole)
+        new, old = new + 2 * step, old + 2 * step
 
 
 @njit(**_PLAIN)
@@ -669,7 +715,7 @@ def _window_moments(sums, squares, high, low, rstd, rstd_at, job, scale, shift):
         at = size // 2 + k
         _store(high, at, None, _as(top, one))
         _store(low, at, None, _as(mean - top, one))
-        root = _rsqrt(_not_negative(variance) + eps)
+        root = _rsqrt(_at_least(variance + eps, eps))
         largest = _larger(largest, root)
         _store(rstd, rstd_at + at, None, root)
     return _maximum(_as(most * scales, largest)), _maximum(largest)
@@ -732,10 +778,20 @@ def _moments_of_row(k, first, job, x, base, shift, sums, squares, high, low, rst
             job, x, base, shift, start, stop, sums, squares, high, low, rstd, rstd_at, scale
         )
     # Only col_count windows differ: the cells near the left and right border share one.
-    left, right, end = job.col_size // 2, job.col_size // 2 + job.col_count, job.width + LANES
-    for row, at in ((high, 0), (low, 0), (rstd, rstd_at)):
-        _fill(row, at, at + left, row[at + left])
-        _fill(row, at + right, at + end, row[at + right - 1])
+    left, right = job.col_size // 2, job.col_size // 2 + job.col_count
+    top, rest, root = _splat(high[left]), _splat(low[left]), _splat(rstd[rstd_at + left])
+    for j in range(0, left, LANES):
+        cells = min(LANES, left - j)
+        _store(high, j, cells, top)
+        _store(low, j, cells, rest)
+        _store(rstd, rstd_at + j, cells, root)
+    end = (job.width + LANES - 1) // LANES * LANES
+    top, rest = _splat(high[right - 1]), _splat(low[right - 1])
+    root = _splat(rstd[rstd_at + right - 1])
+    for j in range(right, end, LANES):
+        _store(high, j, None, top)
+        _store(low, j, None, rest)
+        _store(rstd, rstd_at + j, None, root)
     return stop - start
 
 
@@ -1196,7 +1252,7 @@ def compile_forward(element: Any, working: Any) -> Any:
     """``void body(void *job)`` for an element type as stored and its working precision."""
 
     def body(address):
-        job = carray(address, 1, JOB)[0]
+        job = _job_at(address)
         x = carray(_pointer(job.x_ptr), _MANY, element)
         out = carray(_pointer(job.out_ptr), _MANY, element)
         weight = carray(_pointer(job.weight_ptr), job.channels, working)
@@ -1224,7 +1280,7 @@ def compile_backward(element: Any, working: Any) -> Any:
     """As :func:`compile_forward`."""
 
     def body(address):
-        job = carray(address, 1, JOB)[0]
+        job = _job_at(address)
         x = carray(_pointer(job.x_ptr), _MANY, element)
         grad = carray(_pointer(job.grad_ptr), _MANY, element)
         out = carray(_pointer(job.out_ptr), _MANY, element)
@@ -1267,7 +1323,7 @@ def compile_transpose(element: Any) -> Any:
     """The same for the matrices ``[height, width]`` of ``samples``; tasks are strips of rows."""
 
     def body(address):
-        job = carray(address, 1, JOB)[0]
+        job = _job_at(address)
         x = carray(_pointer(job.x_ptr), _MANY, element)
         out = carray(_pointer(job.out_ptr), _MANY, element)
         rows, columns = job.height, job.width
