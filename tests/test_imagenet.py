@@ -6,12 +6,13 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig
 from PIL import Image
 
+from tasks.config import compose
 from tasks.data import open_splits
 from tasks.data.imagenet import DEVKIT, KAGGLE, ImageNet
 from tasks.errors import InputError
@@ -87,9 +88,8 @@ def write_truth(root: Path, ids: list) -> None:
     (root / DEVKIT / "ILSVRC2012_validation_ground_truth.txt").write_text(lines)
 
 
-def config(root: Path, name: str = "full") -> SimpleNamespace:
-    task = SimpleNamespace(name="imagenet")
-    return SimpleNamespace(task=task, data=SimpleNamespace(name=name, root=str(root)))
+def config(root: Path, name: str = "full") -> DictConfig:
+    return compose(["task=imagenet", f"data={name}", f"data.root={root}"])
 
 
 def labels(dataset: ImageNet) -> list[tuple[str, int]]:

@@ -6,12 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.config import compose
 from tasks.data import open_splits
 from tasks.miniatures.imagenet import CLASSES, IMAGES_PER_CLASS, ensure, files, render
 
@@ -157,8 +157,7 @@ def test_train_has_the_odd_files_of_the_real_set(few):
 def test_the_dataset_opens_it(few, monkeypatch):
     """A folder that is there already is taken as it is: nothing is generated."""
     monkeypatch.setattr(files, "render", None)
-    data = SimpleNamespace(name="mini", root=str(few.parent))
-    cfg = SimpleNamespace(task=SimpleNamespace(name="imagenet"), data=data)
+    cfg = compose(["task=imagenet", "data=mini", f"data.root={few.parent}"])
     train, val = open_splits(cfg, ["train", "val"])
     assert train.class_names == val.class_names == sorted(CLASSES)
     assert (len(train), len(val)) == (50, 10)
