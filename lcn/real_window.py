@@ -76,7 +76,7 @@ def local_context_norm(
     if operator.takes_plain_torch(x, backend):
         return reference(x, weight, bias, windows, channels_per_group, eps)
     is_direct = backend in ("auto", "cpu") and direct.is_possible(x, weight, bias, windows)
-    call: Any = _Direct.apply if is_direct else _operator
+    call: Any = _direct if is_direct else _operator
     y: Tensor = call(x, weight, bias, windows, channels_per_group, eps, backend)
     return y
 
@@ -158,7 +158,7 @@ def _gradients(
     return gradients(lambda *inputs: reference(*inputs, *arguments), grad, x, weight, windows)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
     x, weight, _, windows, *ctx.arguments = inputs
     ctx.save_for_backward(x, weight, windows)
 
@@ -175,14 +175,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 _operator.register_autograd(_backward, setup_context=_setup)
-
-
-class _Direct(torch.autograd.Function):
-    """The same without the dispatcher, see :mod:`lcn.kernels.direct`."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _setup(ctx, inputs, inputs[0])
-        return _forward(*inputs)
-
-    backward = staticmethod(_backward)
+_direct = direct.function_of(_forward, _setup, _backward)

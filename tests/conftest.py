@@ -8,8 +8,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
 import functools
 import importlib.util
 import shutil
+import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,24 @@ def copy_source(to: Path) -> Path:
         return generated(folder, names) if Path(folder) == ROOT else {"__pycache__"} & {*names}
 
     return Path(shutil.copytree(ROOT, to, ignore=ignored))
+
+
+def run_two_processes(folder: Path, script: str, *arguments: str) -> str:
+    """What a script prints that starts two processes of DDP; it is given a free port first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    file = folder / "ddp.py"
+    file.write_text(textwrap.dedent(script))
+    done = subprocess.run(
+        [sys.executable, file, port, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
 
 
 def write_cityscapes(root: Path, splits: dict[str, int], size: tuple[int, int] = (64, 128)) -> Path:

@@ -2,15 +2,10 @@
 
 import copy
 import math
-import os
-import socket
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_two_processes
 from test_layer import assert_same, outputs, tensors
 from torch import nn
 from torch.func import jvp
@@ -18,7 +13,6 @@ from torch.func import jvp
 from lcn import LearnedContextNorm, LocalContextNorm, audit, build_norm, convert_norm
 from lcn.functional import local_context_norm
 
-ROOT = Path(__file__).resolve().parent.parent
 EPS = 1e-2
 BACKENDS = ("reference", "cpu")
 
@@ -284,16 +278,4 @@ DDP = """
 
 
 def test_two_ddp_processes_average_the_windows_gradients_and_keep_equal_windows(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = tmp_path / "ddp.py"
-    script.write_text(textwrap.dedent(DDP))
-    done = subprocess.run(
-        [sys.executable, script, port],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.strip() == "equal windows", done.stderr[-3000:]
+    assert run_two_processes(tmp_path, DDP) == "equal windows"

@@ -2,15 +2,11 @@
 
 import copy
 import math
-import os
-import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_two_processes
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -229,19 +225,7 @@ DDP = """
 
 
 def test_brn_trains_in_two_ddp_processes_as_batch_norm_does(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = tmp_path / "ddp.py"
-    script.write_text(textwrap.dedent(DDP))
-    done = subprocess.run(
-        [sys.executable, script, port],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.strip() == "same", done.stderr
+    assert run_two_processes(tmp_path, DDP) == "same"
 
 
 # What all of them do inside PyTorch

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_two_processes
 from torch import nn
 
 from lcn import LocalContextNorm, ReleasedLocalContextNorm, TiledLocalContextNorm
@@ -267,21 +268,7 @@ DDP = """
 
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
 def test_two_ddp_processes_get_the_gradients_of_one_but_with_bn(tmp_path, start_method):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = tmp_path / "ddp.py"
-    script.write_text(textwrap.dedent(DDP))
-    result = subprocess.run(
-        [sys.executable, str(script), port, start_method],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert "same gradients" in result.stdout, result.stderr[-3000:]
+    assert run_two_processes(tmp_path, DDP, start_method) == "same gradients"
 
 
 class Normalized(torch.utils.data.Dataset):

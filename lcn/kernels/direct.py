@@ -5,6 +5,7 @@ is there for what looks at operators: transforms, tracing, compiling, profiling.
 and the tensors are plain, the kernel is called at once.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +49,27 @@ def _is_plain(x: Tensor) -> bool:
         return False
     keys = _keys(x)
     return keys in (_PLAIN, _PLAIN_INFERENCE)
+
+
+def function_of(
+    run: Callable[..., Tensor],
+    setup: Callable[..., None],
+    gradients: Callable[..., tuple[Any, ...]],
+) -> Any:
+    """An operator of ``register_autograd(gradients, setup_context=setup)``, without the dispatcher.
+
+    Takes what ``run`` takes, and is differentiated as the operator is.
+    """
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            setup(ctx, inputs, None)
+            return run(*inputs)
+
+        backward = staticmethod(gradients)
+
+    return Direct.apply
 
 
 def local_context_norm(

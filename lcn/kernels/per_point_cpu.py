@@ -85,26 +85,41 @@ def _windows(p: Tensor, q: Tensor, channels_per_group: int) -> dict[str, Any]:
     return found
 
 
-def run(
-    body: Any, x: Tensor, p: Tensor, q: Tensor, channels_per_group: int, eps: float, **given: Tensor
+def run_loops(
+    body: Any,
+    fields: tuple[str, ...],
+    x: Tensor,
+    channels_per_group: int,
+    eps: float,
+    **given: Any,
 ) -> Tensor:
     """Runs loops on a job; returns which of the planes ``[N * G]`` they gave up on.
 
     Args:
-        given: tensors by the name of their field, without ``_ptr``.
+        fields: of the job.
+        given: what it holds beside the map, as in :func:`job_of`.
     """
     n, c, h, w = x.shape
     planes = n * (c // channels_per_group)
     flags = torch.zeros(planes, dtype=torch.uint8)
-    windows = _windows(p, q, channels_per_group)
-    per_task = min(PLANES, max(planes // torch.get_num_threads(), 1))
     job = job_of(
-        JOB_FIELDS, x=x, flags=flags, own_windows=int(windows["shares"].shape[0] > 1), samples=n,
-        channels=c, height=h, width=w, per_group=channels_per_group, planes=per_task, eps=eps,
-        limit=LIMITS[working_dtype(x)], **windows, **given,
+        fields, x=x, flags=flags, samples=n, channels=c, height=h, width=w,
+        per_group=channels_per_group, eps=eps, limit=LIMITS[working_dtype(x)], **given,
     )  # fmt: skip
     threads.run(body, job.buffer_info()[0], planes)
     return flags.nonzero()[:, 0]
+
+
+def _run(
+    body: Any, x: Tensor, p: Tensor, q: Tensor, channels_per_group: int, eps: float, **given: Tensor
+) -> Tensor:
+    windows = _windows(p, q, channels_per_group)
+    planes = x.shape[0] * (x.shape[1] // channels_per_group)
+    return run_loops(
+        body, JOB_FIELDS, x, channels_per_group, eps, **windows, **given,
+        own_windows=int(windows["shares"].shape[0] > 1),
+        planes=min(PLANES, max(planes // torch.get_num_threads(), 1)),
+    )  # fmt: skip
 
 
 def planes_of(x: Tensor, channels_per_group: int) -> Tensor:
@@ -130,7 +145,7 @@ def forward(
     out = huge_pages.empty_like(values, torch.contiguous_format)
     if not x.numel():
         return in_format_of(x, out)
-    given_up = run(
+    given_up = _run(
         _forward_body(x.dtype), values, p, q, channels_per_group, eps,
         weight=weight, bias=bias, out=out,
     )  # fmt: skip
@@ -163,7 +178,7 @@ def backward(
     partial = torch.zeros(n, 2, c, dtype=torch.float64)
     if not x.numel():
         return in_format_of(x, out), partial.sum(dim=0)[0], partial.sum(dim=0)[1]
-    given_up = run(
+    given_up = _run(
         _backward_body(x.dtype), values, p, q, channels_per_group, eps,
         weight=weight, grad=grad, out=out, partial=partial,
     )  # fmt: skip

@@ -6,17 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import huge_pages, real_window_loops, real_window_reference, threads
-from .per_point_cpu import (
-    ELEMENTS,
-    LIMITS,
-    contiguous,
-    in_format_of,
-    job_of,
-    planes_of,
-    vector,
-    working_dtype,
-)
+from . import huge_pages, real_window_loops, real_window_reference
+from .per_point_cpu import ELEMENTS, contiguous, in_format_of, planes_of, run_loops, vector
 from .real_window_loops import JOB_FIELDS
 
 
@@ -38,21 +29,11 @@ def _run(
     eps: float,
     **given: Tensor,
 ) -> Tensor:
-    """Runs loops on a job; returns which of the planes ``[N * G]`` they gave up on.
-
-    Args:
-        given: tensors by the name of their field, without ``_ptr``.
-    """
-    n, c, h, w = x.shape
-    planes = n * (c // channels_per_group)
-    flags = torch.zeros(planes, dtype=torch.uint8)
-    job = job_of(
-        JOB_FIELDS, x=x, windows=windows, flags=flags, own_windows=int(windows.shape[0] > 1),
-        samples=n, channels=c, height=h, width=w, per_group=channels_per_group, eps=eps,
-        limit=LIMITS[working_dtype(x)], slots=min(h, int(windows[:, 0].max()) + 4), **given,
+    return run_loops(
+        body, JOB_FIELDS, x, channels_per_group, eps, windows=windows, **given,
+        own_windows=int(windows.shape[0] > 1),
+        slots=min(x.shape[2], int(windows[:, 0].max()) + 4),
     )  # fmt: skip
-    threads.run(body, job.buffer_info()[0], planes)
-    return flags.nonzero()[:, 0]
 
 
 def forward(

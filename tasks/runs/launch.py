@@ -191,7 +191,8 @@ def _launch(train: Callable[[], None]) -> int:
         return INTERRUPTED
     except Exception as error:
         message = lack(error)
-        if message is None and isinstance(error, OSError) and not _exit_codes:  # Hydra's folders
+        if message is None and isinstance(error, OSError) and error.filename and not _exit_codes:
+            # Hydra makes its folders before any run begins.
             remedy = "give another hydra.run.dir or hydra.sweep.dir"
             message = f"{error.filename} cannot be written: {error.strerror}; {remedy}"
         if message is not None:
